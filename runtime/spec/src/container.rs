@@ -103,15 +103,6 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         let field = "config.linux.security_context.privileged";
         return Err(Error::invalid(field, "true", "must be false unless the sandbox is privileged too"));
     }
-    let mapping = pod.config.security.namespaces.mapping();
-    if asked.privileged && mapping.is_some() {
-        let field = "config.linux.security_context.privileged";
-        return Err(Error::unsupported(
-            field,
-            "true",
-            "a pod with a user namespace has no privileged containers",
-        ));
-    }
     rootfs.readonly = asked.readonly_rootfs;
     rootfs.folders = folders(&image.volumes)?;
     let namespaces = namespaces(config, pod, cgroup.unified)?;

@@ -4,7 +4,10 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use rustix::thread::{
+    LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags, move_into_link_name_space,
+    move_into_thread_name_spaces,
+};
 
 use crate::pidfd;
 
@@ -32,6 +35,27 @@ pub fn unshare_mount() -> io::Result<()> {
     // SAFETY: what is unshared is the mount namespace and, with it, root and working directory (fs_struct). No
     // descriptor table is unshared, so no descriptor that another thread owns can come to differ.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(Into::into)
+}
+
+/// Makes a copy of the mount namespace of `process`, a pidfd, in which all mounts are locked (mount_namespaces(7)): nobody
+/// with capabilities in the user namespace `users` alone can unmount one, or take away that it is read-only, nosuid, nodev
+/// or noexec. `users` owns the copy. The caller ends in both, with all capabilities in `users` and none outside.
+///
+/// The kernel locks mounts when their namespace is copied into another user namespace than its owner's. That of `process`
+/// may have been created in `users`, so two copies are made: the first one belongs to the caller's user namespace.
+///
+/// # Errors
+/// EPERM without the capabilities of the host's root; EINVAL with more than one thread, if `users` is the caller's, or
+/// before Linux 5.8; ENOSPC; /proc must be mounted.
+pub fn locked_copy(process: BorrowedFd<'_>, users: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // Opened first: in the other mount namespace, /proc is not to be trusted.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let own = openat(CWD, "/proc/self/ns", flags, Mode::empty())?;
+    move_into_thread_name_spaces(process, ThreadNameSpaceType::MOUNT)?;
+    unshare_mount()?;
+    move_into_link_name_space(users, Some(LinkNameSpaceType::User))?;
+    unshare_mount()?;
+    Ok(openat(&own, "mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Gives the caller a new IPC namespace. The root of its mqueue file system belongs to the caller.

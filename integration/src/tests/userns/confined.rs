@@ -17,8 +17,8 @@ use crate::{cgroup, proc};
 pub(super) fn tests() -> Vec<Test> {
     vec![
         test!(root_inside_is_nobody_outside),
-        test!(root_inside_cannot_undo_mounts),
         test!(processes_stay_in_their_cgroups),
+        test!(working_directories_of_descriptors),
         test!(network_of_the_pod),
         test!(devices_shm_queues_and_kernel_files),
     ]
@@ -31,13 +31,26 @@ pub(super) fn mighty(mut config: api::ContainerConfig) -> api::ContainerConfig {
     config
 }
 
-/// Each line must fail.
-async fn all_fail(cx: &Context, id: &str, lines: &[&str]) -> Result<()> {
+/// Makes the shell use the programs of util-linux where busybox has some of the same name.
+pub(super) const UTIL_LINUX: &str =
+    "for p in mount umount unshare prlimit; do eval \"$p() { /usr/bin/$p \\\"\\$@\\\"; }\"; done; ";
+
+/// Each line must fail, because it is refused and not because it has no meaning.
+pub(super) async fn all_fail(cx: &Context, id: &str, lines: &[&str]) -> Result<()> {
     for line in lines {
         let out = cx.cri.exec(id, &["/bin/sh", "-c", line]).await?;
-        ensure!(out.code != 0, "`{line}` succeeded: {}{}", out.stdout, out.stderr);
+        let said = format!("{}{}", out.stdout, out.stderr);
+        ensure!(out.code != 0, "`{line}` succeeded: {said}");
+        let wrong = ["not found", "unrecognized", "invalid option", "Usage", "syntax error", "bad usage"];
+        ensure!(!wrong.iter().any(|text| said.contains(text)), "`{line}` could not be tried: {said}");
     }
     Ok(())
+}
+
+/// As [`all_fail`], with the programs of util-linux.
+pub(super) async fn refused(cx: &Context, id: &str, lines: &[&str]) -> Result<()> {
+    let lines: Vec<String> = lines.iter().map(|line| format!("{UTIL_LINUX}{line}")).collect();
+    all_fail(cx, id, &lines.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
 /// With every capability.
@@ -117,49 +130,6 @@ async fn root_inside_is_nobody_outside(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Mounts of the runtime are locked: with CAP_SYS_ADMIN inside, a volume cannot be taken away or made writable.
-async fn root_inside_cannot_undo_mounts(cx: Context) -> Result<()> {
-    let folder = cx.volume("ro")?;
-    fs::write(folder.join("file"), "ours\n")?;
-    let mut config = mighty(shapes::container("main", "registry.test/tools:1", &["/bin/sleep", "100000"]))
-        .mount(&folder, "/ro", true, MountPropagation::PropagationPrivate)
-        .with(|c| {
-            if let Some(mount) = c.mounts.last_mut() {
-                (mount.uid_mappings, mount.gid_mappings) = (ids(1_200_000, LENGTH), ids(1_200_000, LENGTH));
-            }
-        });
-    config.security().masked_paths = vec![String::from("/proc/kcore"), String::from("/proc/scsi")];
-    config.security().readonly_paths = vec![String::from("/proc/sys"), String::from("/proc/bus")];
-    cx.need("registry.test/tools:1").await?;
-    let pod = cx.pod_of(mapped(&cx, 1_200_000, LENGTH)).await?;
-    let id = cx.start(&pod, &config).await?;
-    cx.prints(&id, "stat -c %u:%g /ro/file; cat /ro/file; head -c1 /proc/kcore | wc -c", "0:0\nours\n0")
-        .await?;
-    all_fail(
-        &cx,
-        &id,
-        &[
-            "umount /ro",
-            "mount -o remount,bind,rw /ro",
-            "mount -o remount,rw /ro",
-            "echo x > /ro/file",
-            "echo 1 > /proc/sys/net/ipv4/ip_forward",
-        ],
-    )
-    .await?;
-    // A volume that the container cannot see is not below one that it can move.
-    let table = fs::read_to_string(format!("/proc/{}/mountinfo", cx.pid(&id).await?))?;
-    for hidden in ["/seen", "/run/l", "/run/rw", "/run/bundles", "/stage"] {
-        ensure!(
-            !table.lines().any(|l| l.split(' ').nth(4).is_some_and(|p| p.starts_with(hidden))),
-            "{hidden} is mounted: {table}"
-        );
-    }
-    let host = fs::read_to_string("/proc/self/mountinfo")?;
-    ensure!(!host.contains(&id), "the host's mount table has the container");
-    Ok(())
-}
-
 /// CVE-2025-47291: processes of a pod with a user namespace outside of their cgroups.
 async fn processes_stay_in_their_cgroups(cx: Context) -> Result<()> {
     let pod = cx.pod_of(mapped(&cx, 1_300_000, LENGTH)).await?;
@@ -185,6 +155,22 @@ async fn processes_stay_in_their_cgroups(cx: Context) -> Result<()> {
         &["echo $$ > /sys/fs/cgroup/memory/tasks", "echo 1g > /sys/fs/cgroup/memory/memory.limit_in_bytes"],
     )
     .await
+}
+
+/// CVE-2024-21626: a working directory that is a descriptor which the runtime has open. It is refused, or in the container.
+async fn working_directories_of_descriptors(cx: Context) -> Result<()> {
+    let pod = cx.pod_of(mapped(&cx, 1_740_000, LENGTH)).await?;
+    let climb = "d=.; n=0; while [ $n -lt 40 ]; do d=$d/..; n=$((n+1)); done; [ $(stat -c %d:%i $d) = $(stat -c %d:%i /) ] && echo inside || echo outside";
+    for number in 3..24 {
+        let config = cx
+            .shell(&format!("fd{number}"), climb)
+            .with(|c| c.working_dir = format!("/proc/self/fd/{number}"));
+        if let Ok(id) = cx.start(&pod, &config).await {
+            cx.said(&id, "inside").await?;
+        }
+    }
+    // The script works.
+    cx.outputs(&pod, &cx.shell("root", climb), "inside\n").await
 }
 
 async fn network_of_the_pod(cx: Context) -> Result<()> {

@@ -33,7 +33,7 @@ pub(super) fn tests() -> Vec<Test> {
 }
 
 /// A volume, id-mapped as kubelet asks for it.
-fn volume(config: api::ContainerConfig, from: &Path, at: &str, host: u32) -> api::ContainerConfig {
+pub(super) fn volume(config: api::ContainerConfig, from: &Path, at: &str, host: u32) -> api::ContainerConfig {
     config.mount(from, at, false, MountPropagation::PropagationPrivate).with(|c| {
         if let Some(mount) = c.mounts.last_mut() {
             (mount.uid_mappings, mount.gid_mappings) = (ids(host, LENGTH), ids(host, LENGTH));

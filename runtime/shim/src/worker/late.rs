@@ -3,12 +3,14 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 
 use sys::mount::{self, Attributes, PropagationType};
 use wire::ContainerPlan;
 
 use super::dev;
 use super::hide::{self, KernelTrees};
+use super::locked::Locked;
 use super::mounts::{self, Mount};
 use super::nested::Nested;
 use super::scratch::Scratch;
@@ -24,6 +26,8 @@ pub(crate) struct Late {
     pub(super) nested: Vec<Nested>,
     /// The socket to which the terminal's master is sent.
     pub(super) console: Option<OwnedFd>,
+    /// With a user namespace.
+    pub(super) locked: Option<Locked>,
 }
 
 impl Late {
@@ -69,19 +73,29 @@ impl Late {
             return Err(hide::on_the_host());
         }
         let console = self.terminal(&root, own_dev)?;
-        let cwd = if self.plan.process.cwd.is_empty() { "/" } else { self.plan.process.cwd.as_str() };
-        root.folder(cwd).map_err(internal("working directory", cwd))?;
-        if self.plan.rootfs.readonly {
-            let readonly = Attributes { readonly: true, ..Attributes::default() };
-            mount::add_attributes(root.as_fd(), readonly).map_err(internal("rootfs", "read-only"))?;
-        }
+        self.complete(&root)?;
         scratch.leave(root.as_fd())?;
+        if let Some(locked) = self.locked.take() {
+            locked.enter()?;
+            return console.map(|slave| again(&slave)).transpose();
+        }
         if shares {
             // As with runc, mounts that the container makes outside its volumes are propagated as configured.
             mount::set_propagation(root.as_fd(), PropagationType::Shared, false)
                 .map_err(internal("rootfs", "propagation"))?;
         }
         Ok(console)
+    }
+
+    /// The working directory, and a read-only root.
+    fn complete(&self, root: &Root) -> Step<()> {
+        let cwd = if self.plan.process.cwd.is_empty() { "/" } else { self.plan.process.cwd.as_str() };
+        root.folder(cwd).map_err(internal("working directory", cwd))?;
+        if self.plan.rootfs.readonly {
+            let readonly = Attributes { readonly: true, ..Attributes::default() };
+            mount::add_attributes(root.as_fd(), readonly).map_err(internal("rootfs", "read-only"))?;
+        }
+        Ok(())
     }
 
     fn terminal(&mut self, root: &Root, own_dev: Option<OwnedFd>) -> Step<Option<OwnedFd>> {
@@ -91,6 +105,16 @@ impl Late {
             .map_err(internal("console", "sending it"))?;
         Ok(Some(peer))
     }
+}
+
+/// The terminal's slave, opened in the mount namespace that init has entered since.
+fn again(slave: &OwnedFd) -> Step<OwnedFd> {
+    let open = || -> std::io::Result<OwnedFd> {
+        let root = Root::new(mount::open_path(Path::new("/"))?)?;
+        let devpts = root.existing("/dev/pts")?.ok_or(std::io::ErrorKind::NotFound)?;
+        sys::pty::reopen(slave.as_fd(), devpts.as_fd())
+    };
+    open().map_err(internal("console", "/dev/pts"))
 }
 
 /// The error that init wrote; `None` if there is none.

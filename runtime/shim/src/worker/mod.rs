@@ -7,6 +7,7 @@ mod filesystems;
 mod hide;
 mod images;
 mod late;
+mod locked;
 mod mounts;
 mod nested;
 mod rootfs;
@@ -27,6 +28,7 @@ use wire::{ContainerPlan, ErrorKind, Failure, Reply};
 use executor::{Init, InitData, TITLE};
 use images::Images;
 use late::Late;
+use locked::Locked;
 use scratch::Scratch;
 use stage::{Step, internal, invalid};
 use users::Users;
@@ -105,6 +107,7 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     let spec = container::spec(&plan, &holders).map_err(|e| invalid("namespaces", e))?;
     let split = mounts::split(&plan)?;
     let users = Users::of(&plan, &holders)?;
+    let locked = users.map(Locked::fork).transpose()?;
     // Folders for mounts are created with mode 0755 whatever umask the shim inherited.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 
@@ -182,7 +185,7 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     let (create_pipe_read, create_pipe) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| internal("process", "pipe")(e.into()))?;
 
-    let late = Late { plan, mounts: late, nested, console };
+    let late = Late { plan, mounts: late, nested, console, locked };
     let Some(taken) = receiver.take() else {
         return Err(invalid("process", "the worker has no socket for its result"));
     };

@@ -37,6 +37,11 @@ impl<'f> Users<'f> {
         }
     }
 
+    /// The namespace.
+    pub(super) fn namespace(self) -> BorrowedFd<'f> {
+        self.namespace
+    }
+
     /// Runs `work` so that what it creates belongs to root of the container.
     pub(super) fn as_root<T>(users: Option<Self>, work: impl FnOnce() -> Step<T>) -> Step<T> {
         let Some(Self { mapping, .. }) = users else { return work() };

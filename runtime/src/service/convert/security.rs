@@ -40,10 +40,6 @@ pub(super) fn pod_security(
         return Err(field.at("run_as_group").invalid(gid.value, "needs run_as_user"));
     }
     let namespaces = namespaces(&field.at("namespace_options"), namespace_options)?;
-    if privileged && namespaces.mapping().is_some() {
-        let want = "a pod with a user namespace cannot have privileged containers";
-        return Err(field.at("privileged").not_implemented(want));
-    }
     if namespaces.pid == NamespaceMode::Target {
         return Err(field
             .at("namespace_options")

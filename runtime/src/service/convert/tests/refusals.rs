@@ -187,15 +187,15 @@ fn mappings_of_user_namespaces() {
     ] {
         refused(with_users(|options, _| change(options)), &[name, "must not be NODE"]);
     }
-    refused(
-        sandbox_security(|s| {
-            let all = || vec![cri::IdMapping { host_id: 65_536, container_id: 0, length: 65_536 }];
-            let users = cri::UserNamespace { mode: cri::NamespaceMode::Pod.into(), uids: all(), gids: all() };
-            s.namespace_options.as_mut().unwrap().userns_options = Some(users);
-            s.privileged = true;
-        }),
-        &["privileged", "cannot have privileged containers"],
-    );
+    // As kubelet, containerd and CRI-O, which let a privileged container have a user namespace.
+    let privileged = sandbox_security(|s| {
+        let all = || vec![cri::IdMapping { host_id: 65_536, container_id: 0, length: 65_536 }];
+        let users = cri::UserNamespace { mode: cri::NamespaceMode::Pod.into(), uids: all(), gids: all() };
+        s.namespace_options.as_mut().unwrap().userns_options = Some(users);
+        s.privileged = true;
+    });
+    let security = privileged.unwrap().security;
+    assert!(security.privileged && security.namespaces.mapping().is_some());
     let mapped =
         mounted(|m| m.uid_mappings = vec![cri::IdMapping { host_id: 7, container_id: 8, length: 9 }]);
     let mapping = mapped.unwrap().mounts[0].uid_mappings[0];
