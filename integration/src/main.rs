@@ -29,6 +29,7 @@ mod metrics;
 mod node;
 mod node_test;
 mod proc;
+mod record;
 mod registry;
 mod repeat;
 mod runner;

@@ -45,7 +45,7 @@ async fn node_is_registered(cluster: &Cluster) -> Result<()> {
 }
 
 /// There is no scheduler: each pod names its node. No service account either, whose token would be mounted.
-fn here(pod: Value) -> Value {
+pub(super) fn here(pod: Value) -> Value {
     with_spec(pod, &json!({"nodeName": "node1", "automountServiceAccountToken": false}))
 }
 

@@ -4,6 +4,7 @@
 mod checks;
 mod control_plane;
 mod kubectl;
+mod resize;
 mod sessions;
 
 use std::path::Path;
@@ -37,7 +38,8 @@ pub(crate) struct Cluster {
 pub(crate) async fn run(bin: &Path, kubelet: &Path, programs: &Path, filter: Option<&str>) -> Result<bool> {
     let begun = Instant::now();
     let mut checks = checks::start();
-    let rest: Vec<Check<Cluster>> = sessions::all().into_iter().chain(checks::all()).collect();
+    let rest: Vec<Check<Cluster>> =
+        sessions::all().into_iter().chain(resize::all()).chain(checks::all()).collect();
     checks.extend(selected(rest, filter)?);
     let world = Census::take(None);
     let fixture = Fixture::new(bin).await.context("prepare the fixtures")?;

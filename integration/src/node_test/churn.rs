@@ -64,7 +64,7 @@ fn probe_of_kubelet(line: &str) -> bool {
 }
 
 /// Fails if a part of kubelet's log has lines of [`BAD`].
-fn has_no_bad_lines(log: &str) -> Result<()> {
+pub(crate) fn has_no_bad_lines(log: &str) -> Result<()> {
     let bad: Vec<&str> = log
         .lines()
         .filter(|l| BAD.iter().any(|b| l.contains(b)))

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::manifests::{pod, sleeper, with};
 use super::{Check, Rig, check};
-use super::{checks, churn, view};
+use super::{checks, churn, dead, view};
 use crate::expect::ensure;
 use crate::metrics::{self, Samples};
 use crate::wait::{self, secs};
@@ -49,8 +49,9 @@ pub(super) fn all() -> Result<Vec<Check>> {
         check!(cadvisor_metrics_are_complete),
         check!(resource_metrics_are_complete),
     ];
-    // It kills copepod, so it comes after the check of kubelet's log.
+    // They stop copepod, so they come after the check of kubelet's log.
     let last = [check!(metrics_go_on_after_a_restart)];
+    let last = last.into_iter().chain(dead::all());
     Ok(before.into_iter().chain(again).chain(own).chain(later).chain(last).collect())
 }
 
@@ -99,9 +100,16 @@ async fn lists_are_streamed_and_events_followed(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// Twenty pods at a time start and end, of which kubelet learns by events.
+/// Two hundred pods start and end, twenty at a time. kubelet gets every event: it counts those that it has received.
 async fn pods_come_and_go(rig: &Rig) -> Result<()> {
-    for round in 0..2 {
+    const ROUNDS: u32 = 10;
+    let received = || -> Result<f64> {
+        let metrics = Samples::of_text(&rig.kubelet.metrics()?)?;
+        ensure!(metrics.one("kubelet_evented_pleg_connection_error_count", &[])? == 0.0);
+        metrics.one("kubelet_evented_pleg_connection_latency_seconds_count", &[])
+    };
+    let before = received()?;
+    for round in 0..ROUNDS {
         let names: Vec<String> = (0..20).map(|number| format!("churn-{round}-{number}")).collect();
         for name in &names {
             rig.kubelet.apply(&pod(name, json!([sleeper("main")])))?;
@@ -119,7 +127,14 @@ async fn pods_come_and_go(rig: &Rig) -> Result<()> {
             .await?;
         }
     }
-    Ok(())
+    // Created, Started and Stopped of a pod and its container. kubelet removes both later.
+    let wanted = f64::from(ROUNDS * 20 * 6);
+    wait::until("kubelet to have all events", secs(20), || async {
+        let found = received()? - before;
+        ensure!(found >= wanted, "it has received {found} of {wanted} events");
+        Ok(Some(()))
+    })
+    .await
 }
 
 /// A pod with a network of its own and all limits; its id of the container, and the last element of its cgroup's path.

@@ -115,8 +115,13 @@ impl Kubelet {
         Ok(config)
     }
 
-    /// Starts the process if none is running.
+    /// Starts the process.
     pub(crate) async fn launch(&self) -> Result<()> {
+        self.launch_with(&[]).await
+    }
+
+    /// Like [`Self::launch`], with more flags.
+    pub(crate) async fn launch_with(&self, flags: &[&str]) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file())?;
         let child = Command::new(&self.binary)
             .arg("--config")
@@ -124,6 +129,7 @@ impl Kubelet {
             .arg("--root-dir")
             .arg(self.dir.join("root"))
             .args(["--hostname-override", "node1", "--node-ip", isolation::NODE_IP, "--v", "2"])
+            .args(flags)
             .args(self.cluster.iter().flat_map(|file| [Path::new("--kubeconfig"), file.as_path()]))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -6,6 +6,7 @@ mod bulk;
 mod checks;
 mod churn;
 mod cpus;
+mod dead;
 mod gates;
 pub(crate) mod kubelet;
 pub(crate) mod manifests;

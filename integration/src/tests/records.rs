@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::context::{Context, Pod};
 use crate::expect::ensure;
 use crate::proc;
+use crate::record::rewrite;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, PodExt as _};
 use crate::wait::{self, secs};
@@ -24,6 +25,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(container_record_of_a_later_version_keeps_its_container).own(),
         test!(record_of_a_later_format_keeps_its_pod).own(),
         test!(oversized_record_keeps_its_pod).own(),
+        test!(new_attempts_are_newer_also_if_the_clock_was_set_back).own(),
         test!(environment_of_two_thousand_services).own(),
         test!(environment_is_stored_once).own(),
         test!(too_large_container_is_refused_before_it_is_created),
@@ -40,23 +42,6 @@ fn pod_record(cx: &Context, id: &str) -> PathBuf {
 
 fn container_record(cx: &Context, id: &str) -> PathBuf {
     cx.node.paths.root.join("containers").join(id).join("record")
-}
-
-/// Rewrites a record as a later version could have written it: changed data, correct checksum
-/// (runtime/state/src/file.rs).
-fn rewrite(path: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
-    let mut record: Value = serde_json::from_slice(&fs::read(path)?)?;
-    change(record.get_mut("data").context("no data")?);
-    let part = |key: &str| record.get(key).and_then(Value::as_str).map(str::to_owned).context("no text");
-    let (kind, boot, data) = (part("kind")?, part("boot_id")?, record["data"].to_string());
-    let mut sum: u64 = 0xcbf2_9ce4_8422_2325;
-    for text in [kind, boot, data] {
-        for byte in text.bytes().chain([0]) {
-            sum = (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-    record["sum"] = format!("{sum:016x}").into();
-    Ok(fs::write(path, record.to_string())?)
 }
 
 /// Makes a record unreadable, as a bad sector would: in its place is a device without a driver, on which open(2) fails.
@@ -265,6 +250,41 @@ async fn container_record_of_a_later_version_keeps_its_container(cx: Context) ->
     .await;
     restored(&cx, &record, &before, outcome).await?;
     pod_is_back(&cx, &pod, &id, pid).await
+}
+
+/// kubelet takes the newest container of a name, and the newest attempt of a pod, for the current one. If that is one that
+/// has ended, it starts another one for ever. The clock of a test cannot be set, so the earlier attempts are from the
+/// future.
+async fn new_attempts_are_newer_also_if_the_clock_was_set_back(cx: Context) -> Result<()> {
+    let (pod, stopped) = (cx.pod().await?, cx.pod().await?);
+    let first = cx.run(&pod, &cx.shell("main", "exit 1")).await?;
+    cx.cri.stop_pod(&stopped.id).await?;
+    cx.node.terminate().await?;
+    for record in [container_record(&cx, &first.id), pod_record(&cx, &stopped.id)] {
+        rewrite(&record, |data| {
+            let created_at = data["created_at"].as_i64().unwrap_or_default();
+            data["created_at"] = (created_at + 3_600_000_000_000).into();
+        })?;
+    }
+    cx.node.launch().await?;
+    let mut again = cx.sleeper("main");
+    again.metadata.get_or_insert_default().attempt = 1;
+    let again = cx.start(&pod, &again).await?;
+    let (before, after) = (cx.cri.container(&first.id).await?, cx.cri.container(&again).await?);
+    ensure!(after.created_at > before.created_at, "{after:?} is not newer than {before:?}");
+    let mut config = stopped.config.clone();
+    config.metadata.get_or_insert_default().attempt = 1;
+    let second = cx.pod_of(config).await?;
+    let created_at = async |id: &str| {
+        let status = cx.cri.pod_status(id).await?.status.context("no status")?;
+        anyhow::Ok(status.created_at)
+    };
+    let (before, after) = (created_at(&stopped.id).await?, created_at(&second.id).await?);
+    ensure!(after > before, "the second attempt of a pod was created at {after}, the first one at {before}");
+    for pod in [pod, stopped, second] {
+        cx.cri.drop_pod(&pod.id).await?;
+    }
+    Ok(())
 }
 
 /// Service links set seven variables per service in every container of a namespace.

@@ -159,7 +159,7 @@ async fn events_of_containers_that_end_at_once_or_never_run(cx: Context) -> Resu
 }
 
 async fn events_of_many_pods_at_once(cx: Context) -> Result<()> {
-    const PODS: usize = 40;
+    const PODS: usize = 200;
     let mut follower = Follower::new(&cx.cri).await?;
     cx.need(&crate::fixture::Fixture::image("busybox")).await?;
     let pods = (0..PODS).map(|_| {

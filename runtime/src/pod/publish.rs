@@ -5,7 +5,7 @@
 
 use super::events::{self, EventKind, Events, Feed, State};
 use crate::error::{Error, ErrorKind};
-use model::{ContainerId, ContainerRecord, PodId, PodPhase, PodRecord};
+use model::{ContainerId, ContainerRecord, PodId, PodMeta, PodPhase, PodRecord};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -194,6 +194,17 @@ impl Published {
         self.tables().pods.list(|view| (view.record.created_at, view.record.id.clone()))
     }
 
+    /// When the newest attempt of a pod was created; `None` if there is none.
+    pub(crate) fn newest_attempt(&self, meta: &PodMeta) -> Option<i64> {
+        let tables = self.tables();
+        let is_attempt = |pod: &&Arc<PodView>| {
+            let PodMeta { name, namespace, uid, attempt: _ } = &pod.record.config.meta;
+            (uid, name, namespace) == (&meta.uid, &meta.name, &meta.namespace)
+        };
+        let attempts = tables.pods.by_id.values().filter(is_attempt);
+        attempts.map(|pod| pod.record.created_at).max()
+    }
+
     /// All containers, oldest first.
     pub(crate) fn containers(&self) -> Arc<[Arc<ContainerView>]> {
         self.tables().containers.list(|view| (view.record.created_at, view.record.id.clone()))
@@ -261,6 +272,22 @@ mod tests {
         assert_eq!(published.pod("ac").unwrap().silent_since, 7);
         published.remove_pod(&old.id);
         assert_eq!(published.pods().len(), 1);
+    }
+
+    #[test]
+    fn the_newest_attempt() {
+        let published = Published::default();
+        let meta = |uid: &str, attempt| PodMeta { uid: uid.to_owned(), attempt, ..PodMeta::default() };
+        let put = |byte, uid, attempt, created_at| {
+            let mut pod = pod(byte, created_at);
+            pod.config.meta = meta(uid, attempt);
+            published.put_pod(Arc::new(pod), 0);
+        };
+        put(1, "a", 0, 9);
+        put(2, "a", 1, 5);
+        put(3, "b", 0, 20);
+        assert_eq!(published.newest_attempt(&meta("a", 2)), Some(9));
+        assert_eq!(published.newest_attempt(&meta("c", 0)), None);
     }
 
     fn container(byte: u8, pod: &PodId, created_at: i64) -> ContainerRecord {

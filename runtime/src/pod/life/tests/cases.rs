@@ -333,6 +333,19 @@ fn a_retried_create_with_an_environment_finds_its_container() {
     assert_eq!(answer_of(&actions, Waiter(2)), Some(Ok(Answer::Created(other))));
 }
 
+/// kubelet takes the newest container of a name for the current one.
+#[test]
+fn a_container_is_newer_than_those_from_before_the_clock_was_set_back() {
+    let mut life = created();
+    let before = life.containers.get(&id()).expect("it exists").record.created_at;
+    let set_back = super::super::Moment { wall: before - 1000, ..NOW };
+    let other = ContainerId::from_random([8; 32]);
+    let config = Box::new(super::world::container_config(1, false));
+    life.handle(set_back, Input::Call(Waiter(1), Call::Create { id: other.clone(), config }));
+    let made = life.containers.get(&other).expect("it is being created").record.created_at;
+    assert!(made > before, "{made} after {before}");
+}
+
 /// When the removal of a pod has failed halfway, the record of its container may be gone already.
 #[test]
 fn a_create_in_a_pod_that_is_removed_does_not_find_its_container() {
