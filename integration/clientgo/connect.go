@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 )
@@ -19,6 +21,10 @@ func connect(arguments []string) {
 		address   = flags.String("url", "", "the URL that CRI gave")
 		transport = flags.String("transport", "", "spdy, websocket or fallback")
 		port      = flags.Int("port", 0, "the port in the pod")
+		discard   = flags.Bool("discard", false, "drop what comes, count it and take the time; send what --first and --send say")
+		first     = flags.String("first", "", "with --discard: what is sent first")
+		send      = flags.Int64("send", 0, "with --discard: how many zeros are sent then")
+		to        = flags.String("result", "", "with --discard: where the result is written")
 	)
 	_ = flags.Parse(arguments)
 	target, err := url.Parse(*address)
@@ -47,14 +53,25 @@ func connect(arguments []string) {
 	if err != nil {
 		fail("%v", err)
 	}
-	sent, received := make(chan error, 1), make(chan error, 1)
+	var in io.Reader = os.Stdin
+	var out io.Writer = os.Stdout
+	dropped, began := &sink{}, time.Now()
+	if *discard {
+		in, out = io.MultiReader(strings.NewReader(*first), io.LimitReader(zeros{}, *send)), dropped
+	}
+	sent, received, ended := make(chan error, 1), make(chan error, 1), make(chan struct{})
 	go func() {
-		_, err := io.Copy(os.Stdout, data)
+		_, err := io.Copy(out, data)
 		_ = os.Stdout.Close()
+		close(ended)
 		received <- err
 	}()
 	go func() {
-		_, err := io.Copy(data, os.Stdin)
+		_, err := io.Copy(data, in)
+		if *discard {
+			// containerd does not wait for the rest of what the port sends.
+			<-ended
+		}
 		if err == nil {
 			err = data.Close()
 		}
@@ -71,4 +88,12 @@ func connect(arguments []string) {
 		}
 	}
 	_ = connection.Close()
+	if *discard {
+		result{Bytes: dropped.bytes, Seconds: time.Since(began).Seconds()}.write(*to)
+	}
 }
+
+// zeros is an endless source.
+type zeros struct{}
+
+func (zeros) Read(bytes []byte) (int, error) { return len(bytes), nil }
