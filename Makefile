@@ -113,8 +113,8 @@ critest:
 		echo "conformance: no critest $(if $(CRITEST),at $(CRITEST),on PATH): give the binary of a cri-tools release, as make conformance CRITEST=/path/to/critest" >&2; \
 		exit 2; }
 
-bench: deps build harness ## Measure, and print one table (root); BESIDE="name=bin-dir" adds a build, ENDPOINTS="name=socket[,certs.d]" a runtime
-	$(BIN)/integration bench --bin-dir $(BIN) $(foreach e,$(BESIDE),--beside $(e)) $(foreach e,$(ENDPOINTS),--endpoint $(e))
+bench: deps build harness clientgo ## Measure, and print one table (root); BESIDE="name=bin-dir" adds a build, ENDPOINTS="name=socket[,certs.d]" a runtime; FILTER=pods, execs, logs, streams or memory
+	$(BIN)/integration bench --bin-dir $(BIN) $(foreach e,$(BESIDE),--beside $(e)) $(foreach e,$(ENDPOINTS),--endpoint $(e)) $(if $(FILTER),--filter $(FILTER))
 
 run: deps build harness ## Demonstration: registry, image, pod with a CNI network, its log, an exec, clean-up (root)
 	$(BIN)/integration demo --bin-dir $(BIN)

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"flag"
 	"io"
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 )
@@ -12,7 +15,14 @@ import (
 // connect is one connection of a port-forward, from standard input and to standard output. Each direction ends by itself, which
 // the listener of forward does not allow: it ends both when the port has ended its own.
 func connect(arguments []string) {
-	dialer, port := portForward("connect", arguments)
+	flags := flag.NewFlagSet("connect", flag.ExitOnError)
+	var (
+		discard = flags.Bool("discard", false, "drop what comes, count it and take the time; send what --first and --send say")
+		first   = flags.String("first", "", "with --discard: what is sent first")
+		send    = flags.Int64("send", 0, "with --discard: how many zeros are sent then")
+		to      = flags.String("result", "", "with --discard: where the result is written")
+	)
+	dialer, port := portForward(flags, arguments)
 	connection, _, err := dialer.Dial("portforward.k8s.io")
 	if err != nil {
 		fail("%v", err)
@@ -31,14 +41,25 @@ func connect(arguments []string) {
 	if err != nil {
 		fail("%v", err)
 	}
-	sent, received := make(chan error, 1), make(chan error, 1)
+	var in io.Reader = os.Stdin
+	var out io.Writer = os.Stdout
+	dropped, began := &sink{}, time.Now()
+	if *discard {
+		in, out = io.MultiReader(strings.NewReader(*first), io.LimitReader(zeros{}, *send)), dropped
+	}
+	sent, received, ended := make(chan error, 1), make(chan error, 1), make(chan struct{})
 	go func() {
-		_, err := io.Copy(os.Stdout, data)
+		_, err := io.Copy(out, data)
 		_ = os.Stdout.Close()
+		close(ended)
 		received <- err
 	}()
 	go func() {
-		_, err := io.Copy(data, os.Stdin)
+		_, err := io.Copy(data, in)
+		if *discard {
+			// containerd does not wait for the rest of what the port sends.
+			<-ended
+		}
 		if err == nil {
 			err = data.Close()
 		}
@@ -55,4 +76,12 @@ func connect(arguments []string) {
 		}
 	}
 	_ = connection.Close()
+	if *discard {
+		result{Bytes: dropped.bytes, Seconds: time.Since(began).Seconds()}.write(*to)
+	}
 }
+
+// zeros is an endless source.
+type zeros struct{}
+
+func (zeros) Read(bytes []byte) (int, error) { return len(bytes), nil }

@@ -16,7 +16,7 @@ import (
 
 // forward listens on a free port of 127.0.0.1, which it prints, and forwards its connections until standard input ends.
 func forward(arguments []string) {
-	dialer, port := portForward("forward", arguments)
+	dialer, port := portForward(flag.NewFlagSet("forward", flag.ExitOnError), arguments)
 	stop, ready := make(chan struct{}), make(chan struct{})
 	forwarder, err := portforward.NewForStreaming(dialer, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, os.Stderr)
 	if err != nil {
@@ -37,9 +37,9 @@ func forward(arguments []string) {
 	}
 }
 
-// portForward reads the arguments of a command that forwards one port, and makes the dialer that they describe.
-func portForward(command string, arguments []string) (httpstream.Dialer, int) {
-	flags := flag.NewFlagSet(command, flag.ExitOnError)
+// portForward reads the arguments of a command that forwards one port, and makes the dialer that they describe. The command may have
+// added flags of its own.
+func portForward(flags *flag.FlagSet, arguments []string) (httpstream.Dialer, int) {
 	var (
 		address   = flags.String("url", "", "the URL that CRI gave")
 		transport = flags.String("transport", "", "spdy, websocket or fallback")

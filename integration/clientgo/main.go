@@ -1,9 +1,9 @@
 // Command clientgo connects its standard streams to a streaming URL by client-go's remotecommand and portforward, the code that
 // kubectl and crictl stream with.
 //
-//	clientgo remote  --url URL --transport T [--protocol P] [--stdin] [--stdout] [--stderr] [--tty] [--sizes FIFO] --result FILE
+//	clientgo remote  --url URL --transport T [--protocol P] [--stdin] [--stdout] [--stderr] [--tty] [--sizes FIFO] [--discard] --result FILE
 //	clientgo forward --url URL --transport T --port N
-//	clientgo connect --url URL --transport T --port N
+//	clientgo connect --url URL --transport T --port N [--discard [--first TEXT] [--send BYTES] --result FILE]
 //
 // T is spdy, websocket, or fallback: WebSocket first, by way of a proxy that knows no WebSocket, and so SPDY.
 package main

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
@@ -24,6 +25,17 @@ type result struct {
 	Code *int `json:"code,omitempty"`
 	// Error is client-go's error, empty after success.
 	Error string `json:"error"`
+	// Bytes is how many bytes were dropped, and Seconds how long that took; both with --discard only.
+	Bytes   int64   `json:"bytes,omitempty"`
+	Seconds float64 `json:"seconds,omitempty"`
+}
+
+// sink drops and counts what it is given.
+type sink struct{ bytes int64 }
+
+func (s *sink) Write(bytes []byte) (int, error) {
+	s.bytes += int64(len(bytes))
+	return len(bytes), nil
 }
 
 // remote is an exec or attach. It ends with code 0 however the session ended, and writes how into a file.
@@ -38,6 +50,7 @@ func remote(arguments []string) {
 		stderr    = flags.Bool("stderr", false, "stream standard error")
 		tty       = flags.Bool("tty", false, "there is a terminal")
 		sizes     = flags.String("sizes", "", "a file with the terminal's sizes, one `width height` a line")
+		discard   = flags.Bool("discard", false, "drop standard output, count it and take the time")
 		to        = flags.String("result", "", "where the result is written")
 	)
 	_ = flags.Parse(arguments)
@@ -46,8 +59,12 @@ func remote(arguments []string) {
 	if *stdin {
 		options.Stdin = os.Stdin
 	}
+	dropped := &sink{}
 	if *stdout {
 		options.Stdout = os.Stdout
+		if *discard {
+			options.Stdout = dropped
+		}
 	}
 	if *stderr {
 		options.Stderr = os.Stderr
@@ -63,8 +80,12 @@ func remote(arguments []string) {
 	if err != nil {
 		fail("%v", err)
 	}
+	began := time.Now()
 	err = executor.StreamWithContext(context.Background(), options)
 	var ended result
+	if *discard {
+		ended.Bytes, ended.Seconds = dropped.bytes, time.Since(began).Seconds()
+	}
 	var code exec.CodeExitError
 	switch {
 	case err == nil:
@@ -74,9 +95,14 @@ func remote(arguments []string) {
 	default:
 		ended.Error = err.Error()
 	}
+	ended.write(*to)
+}
+
+// write puts a result into a file.
+func (ended result) write(to string) {
 	text, err := json.Marshal(ended)
 	if err == nil {
-		err = os.WriteFile(*to, text, 0o600)
+		err = os.WriteFile(to, text, 0o600)
 	}
 	if err != nil {
 		fail("%v", err)

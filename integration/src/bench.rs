@@ -2,10 +2,13 @@
 //!
 //! Absolute times vary with the machine, so only ratios between endpoints of one run can be compared; a budget that is
 //! missed is marked as a hint. Other runtimes are given by socket, and by their `certs.d` folder if the registry must be
-//! added there.
+//! added there. They must run in the network and mount namespace of the bench: the registry, their streaming server and
+//! the volumes are there.
 
 mod load;
 mod memory;
+mod spdy;
+mod streams;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -55,8 +58,14 @@ fn fresh(bin: &Path, to: &Path) -> Result<PathBuf> {
     Ok(to.to_owned())
 }
 
-/// Measures copepod, other builds of it (`beside`) and the peers, and prints one table.
-pub(crate) async fn run(bin: &Path, beside: &[String], endpoints: &[String]) -> Result<bool> {
+/// Measures copepod, other builds of it (`beside`) and the peers, and prints one table. `filter` selects among the groups
+/// `pods`, `execs`, `logs`, `streams` and `memory`.
+pub(crate) async fn run(
+    bin: &Path,
+    beside: &[String],
+    endpoints: &[String],
+    filter: Option<&str>,
+) -> Result<bool> {
     let fixture = Arc::new(Fixture::new(bin).await?);
     let mut builds = vec![(String::from("copepod"), bin.to_owned())];
     for given in beside {
@@ -88,7 +97,7 @@ pub(crate) async fn run(bin: &Path, beside: &[String], endpoints: &[String]) -> 
             .await
             .with_context(|| format!("{}: image", endpoint.name))?;
     }
-    let outcome = measure(&all).await;
+    let outcome = measure(&all, filter).await;
     drop(all);
     let cleaned = end_all(&nodes).await;
     let table = outcome?;
@@ -114,9 +123,29 @@ async fn end_all(nodes: &[Arc<Node>]) -> Result<()> {
     cleaned
 }
 
-/// Runs every measurement, interleaved over the endpoints.
-async fn measure(all: &[Endpoint]) -> Result<Table> {
+/// Runs the measurements, interleaved over the endpoints: all, or those of the groups whose name contains `filter`.
+async fn measure(all: &[Endpoint], filter: Option<&str>) -> Result<Table> {
     let mut table = Table::new(all.iter().map(|e| e.name.clone()).collect());
+    let wanted = |group: &str| filter.is_none_or(|part| group.contains(part));
+    if wanted("pods") {
+        pods(all, &mut table).await?;
+    }
+    if wanted("execs") {
+        execs(all, &mut table).await?;
+    }
+    if wanted("logs") {
+        logs(all, &mut table).await?;
+    }
+    if wanted("streams") {
+        streams::measure(all, &mut table).await?;
+    }
+    if wanted("memory") {
+        memory::measure(all, &mut table).await?;
+    }
+    Ok(table)
+}
+
+async fn pods(all: &[Endpoint], table: &mut Table) -> Result<()> {
     let (mut ready, mut down) = (
         Measure::new("pod ready, CNI plugins", 60.0, Unit::Ms),
         Measure::new("teardown, CNI plugins", 0.0, Unit::Ms),
@@ -151,10 +180,7 @@ async fn measure(all: &[Endpoint]) -> Result<Table> {
         }
     }
     table.push(rate);
-    execs(all, &mut table).await?;
-    logs(all, &mut table).await?;
-    memory::measure(all, &mut table).await?;
-    Ok(table)
+    Ok(())
 }
 
 async fn execs(all: &[Endpoint], table: &mut Table) -> Result<()> {

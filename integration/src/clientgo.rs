@@ -302,6 +302,33 @@ pub(crate) async fn connection(bin: &Path, way: Way, url: &str, port: u16, sent:
     Ok(got)
 }
 
+/// One transfer of which client-go drops what it receives; returns how many seconds it took. `options` are those of the command
+/// `what`; as many bytes as `wanted` must come.
+pub(crate) async fn bulk(
+    bin: &Path,
+    what: &str,
+    url: &str,
+    transport: &str,
+    options: &[&str],
+    wanted: u64,
+) -> Result<f64> {
+    let result = tempfile::NamedTempFile::new()?;
+    let output = Command::new(program(bin)?)
+        .args([what, "--url", url, "--transport", transport, "--discard", "--result"])
+        .arg(result.path())
+        .args(options)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let ended = timeout(LIMIT, output).await.context("client-go does not end")??;
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    ensure!(ended.status.success(), "client-go ended with {}: {said}", ended.status);
+    let result: serde_json::Value = serde_json::from_slice(&std::fs::read(result.path())?)?;
+    ensure!(result["error"] == "", "client-go says {}", result["error"]);
+    ensure!(result["bytes"] == wanted, "{} bytes came, not {wanted}", result["bytes"]);
+    result["seconds"].as_f64().context("the result has no seconds")
+}
+
 /// Until it is dropped, packets from a local port do not arrive: to the server, the client vanishes without closing its
 /// connection.
 #[derive(Debug)]

@@ -51,6 +51,49 @@ pub(crate) fn tcp(address: SocketAddr, first: bool) -> Result<bool> {
     Ok(true)
 }
 
+/// Prints `listening`, and then serves each connection of an address: after the byte `d` it sends this many bytes, after `u` it
+/// receives as many and answers with one.
+pub(crate) fn bulk(address: SocketAddr, bytes: u64) -> Result<bool> {
+    let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+    println!("listening");
+    for connection in listener.incoming() {
+        let connection = connection?;
+        thread::spawn(move || {
+            if let Err(error) = transfer(connection, bytes) {
+                println!("failed: {error}");
+            }
+        });
+    }
+    Ok(true)
+}
+
+/// Bytes of one call of [`transfer`].
+const CHUNK: usize = 256 * 1024;
+
+fn transfer(mut connection: TcpStream, bytes: u64) -> io::Result<()> {
+    let mut first = [0];
+    connection.read_exact(&mut first)?;
+    let (mut left, mut chunk) = (bytes, vec![0; CHUNK]);
+    while left > 0 {
+        let room = chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let part = chunk.get_mut(..room).unwrap_or_default();
+        let count = if first == *b"d" {
+            connection.write(part)?
+        } else {
+            // The kernel drops them.
+            rustix::net::recv(&connection, part, rustix::net::RecvFlags::TRUNC)?.1
+        };
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        left = left.saturating_sub(count as u64);
+    }
+    if first == *b"u" {
+        connection.write_all(b".")?;
+    }
+    Ok(())
+}
+
 fn echo(mut connection: TcpStream) -> io::Result<()> {
     let mut back = connection.try_clone()?;
     io::copy(&mut connection, &mut back)?;

@@ -120,6 +120,9 @@ enum Command {
         /// Another build of copepod to measure, as name=directory of its three programs.
         #[arg(long)]
         beside: Vec<String>,
+        /// Measure only groups whose name contains this: pods, execs, logs, streams, memory.
+        #[arg(long)]
+        filter: Option<String>,
     },
     /// Run critest on copepod and compare every spec with conformance/expected.txt.
     Conformance {
@@ -157,6 +160,14 @@ enum Command {
         #[arg(long)]
         first: bool,
     },
+    /// Internal: sends or receives many bytes on TCP connections of an address.
+    #[command(hide = true)]
+    TcpBulk {
+        /// Where to listen.
+        address: std::net::SocketAddr,
+        /// How many bytes.
+        bytes: u64,
+    },
     /// Internal: PID 1 of the tests' PID namespace.
     #[command(hide = true)]
     Init {
@@ -189,6 +200,9 @@ fn run() -> Result<bool> {
     if let Command::TcpEcho { address, first } = command {
         return echo::tcp(address, first);
     }
+    if let Command::TcpBulk { address, bytes } = command {
+        return echo::bulk(address, bytes);
+    }
     if let Command::Test { list: true, filter, .. } = &command {
         runner::list(tests::all(), filter.as_deref());
         return Ok(true);
@@ -210,12 +224,17 @@ fn run() -> Result<bool> {
             Command::KubectlTest { bin_dir, kubelet, cluster, filter } => {
                 kubectl_test::run(&bin_dir, &kubelet, &cluster, filter.as_deref()).await
             }
-            Command::Bench { bin_dir, endpoint, beside } => bench::run(&bin_dir, &beside, &endpoint).await,
+            Command::Bench { bin_dir, endpoint, beside, filter } => {
+                bench::run(&bin_dir, &beside, &endpoint, filter.as_deref()).await
+            }
             Command::Conformance { bin_dir, critest, seed, reports } => {
                 conformance::run(&bin_dir, &critest, seed, &reports).await
             }
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,
-            Command::Init { .. } | Command::UdpEcho { .. } | Command::TcpEcho { .. } => Ok(true),
+            Command::Init { .. }
+            | Command::UdpEcho { .. }
+            | Command::TcpEcho { .. }
+            | Command::TcpBulk { .. } => Ok(true),
         }
     });
     // A failed test may leave a thread in a blocking call; it must not keep the run from ending.

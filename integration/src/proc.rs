@@ -95,6 +95,16 @@ pub(crate) fn cpu_ns(pid: u32) -> Result<u64> {
     Ok(total)
 }
 
+/// CPU time of a process in seconds: of all threads, also of those that have ended, without its children.
+pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("stat of {pid}"))?;
+    let (_, tail) = stat.rsplit_once(')').context("no command in stat")?;
+    // The 14th and 15th field of all are utime and stime, in ticks of a hundredth second (USER_HZ).
+    let ticks = tail.split_whitespace().skip(11).take(2).map(str::parse::<u32>);
+    let ticks = ticks.sum::<std::result::Result<u32, _>>()?;
+    Ok(f64::from(ticks) / 100.0)
+}
+
 /// Number of threads of a process.
 pub(crate) fn threads(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("threads of {pid}"))?.count())

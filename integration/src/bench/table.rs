@@ -9,6 +9,8 @@ use std::fmt;
 pub(super) enum Unit {
     /// Milliseconds; less is better.
     Ms,
+    /// Seconds of CPU time; less is better.
+    Seconds,
     /// MiB; less is better.
     Mib,
     /// MiB per second; more is better.
@@ -21,6 +23,7 @@ impl Unit {
     fn name(self) -> &'static str {
         match self {
             Self::Ms => "ms",
+            Self::Seconds => "s",
             Self::Mib => "MiB",
             Self::MibPerSecond => "MiB/s",
             Self::PerSecond => "/s",

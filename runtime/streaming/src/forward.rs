@@ -22,7 +22,7 @@ use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use crate::input::Input;
-use crate::output::{Frame, SendError};
+use crate::output::{Frame, Head, SendError};
 use crate::websocket::Codec;
 use crate::{spdy, websocket};
 
@@ -160,6 +160,25 @@ impl Session {
         match &mut self.0 {
             Wire::Pairs(pairs) => pairs.frame(id, payload),
             Wire::Ports(ports) => ports.frame(id, payload),
+        }
+    }
+
+    /// Whether payloads are sent as they are, so that [`Session::head`] may be used. Base64 is not.
+    pub fn is_plain(&self) -> bool {
+        match &self.0 {
+            Wire::Pairs(_) => true,
+            Wire::Ports(ports) => ports.is_plain(),
+        }
+    }
+
+    /// As [`Session::frame`], for a payload of `length` bytes that the caller has elsewhere and writes after the head.
+    ///
+    /// # Errors
+    /// [`SendError`].
+    pub fn head(&mut self, id: Id, length: usize) -> Result<Option<Head>, SendError> {
+        match &mut self.0 {
+            Wire::Pairs(pairs) => pairs.head(id, length),
+            Wire::Ports(ports) => ports.head(id, length),
         }
     }
 

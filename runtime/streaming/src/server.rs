@@ -14,9 +14,11 @@
 //! Limits: `MAX_TOKENS` tokens, `MAX_CONNECTIONS` connections, of which at most `MAX_HANDSHAKES` have presented no token
 //! yet. One more closes the oldest of those, so that a client without a token cannot keep out one that has one. A
 //! session's memory is its buffers (160 KiB for exec, 32 KiB and up to 96 KiB for each connection of port-forward) and
-//! what its protocol keeps.
+//! what its protocol keeps. What a port sends in large pieces
+//! moves through a pipe in the kernel instead (`conduit`): two descriptors, and at most 64 KiB that are on their way.
 
 mod backend;
+mod conduit;
 mod forward;
 mod http;
 mod link;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::transport::Transport;
 use super::{Error, Event, Id, shorten};
 use crate::input::Input;
-use crate::output::{Frame, SendError};
+use crate::output::{Frame, Head, SendError};
 use crate::spdy::{self, Headers, StreamId};
 
 /// Maximum number of connections of a session at a time; each has two streams. A browser opens some dozens; each
@@ -257,6 +257,11 @@ impl Pairs {
     pub(super) fn frame<'p>(&mut self, id: Id, payload: &'p [u8]) -> Result<Option<Frame<'p>>, SendError> {
         let Open { data, .. } = self.open.get(&id.0).ok_or(SendError::Unknown)?;
         self.transport.frame(*data, payload)
+    }
+
+    pub(super) fn head(&mut self, id: Id, length: usize) -> Result<Option<Head>, SendError> {
+        let Open { data, .. } = self.open.get(&id.0).ok_or(SendError::Unknown)?;
+        self.transport.head(*data, length)
     }
 
     pub(super) fn finish(&mut self, id: Id) {

@@ -4,7 +4,7 @@
 //! little endian. No channel can be closed: the connection closes when all ports are done.
 
 use super::{Event, Id, shorten};
-use crate::output::{Frame, SendError};
+use crate::output::{Frame, Head, SendError};
 use crate::websocket::{ChannelEvent, Channels, Codec, Error};
 
 /// Maximum number of ports of a request. With base64, the channel's number is one character.
@@ -82,6 +82,17 @@ impl Ports {
     pub(super) fn frame<'p>(&mut self, id: Id, payload: &'p [u8]) -> Result<Option<Frame<'p>>, SendError> {
         match channel(id, 0).filter(|_| self.is_open(id)) {
             Some(channel) => self.channels.frame(channel, payload),
+            None => Err(SendError::Unknown),
+        }
+    }
+
+    pub(super) fn is_plain(&self) -> bool {
+        self.channels.is_plain()
+    }
+
+    pub(super) fn head(&mut self, id: Id, length: usize) -> Result<Option<Head>, SendError> {
+        match channel(id, 0).filter(|_| self.is_open(id)) {
+            Some(channel) => self.channels.head(channel, length),
             None => Err(SendError::Unknown),
         }
     }

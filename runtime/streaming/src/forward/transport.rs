@@ -73,12 +73,17 @@ impl Transport {
         id: StreamId,
         payload: &'p [u8],
     ) -> Result<Option<Frame<'p>>, SendError> {
-        let Some(inner) = self.connection.data(id, payload.len(), false)? else { return Ok(None) };
+        Ok(self.head(id, payload.len())?.map(|head| Frame { head, body: Cow::Borrowed(payload) }))
+    }
+
+    /// The head of a data frame, whose payload of `length` bytes the caller writes after it.
+    pub(super) fn head(&mut self, id: StreamId, length: usize) -> Result<Option<Head>, SendError> {
+        let Some(inner) = self.connection.data(id, length, false)? else { return Ok(None) };
         let outer = match &self.tunnel {
             None => Some(Head::new()),
-            Some(tunnel) => tunnel.message(Kind::Binary, inner.len() + payload.len()),
+            Some(tunnel) => tunnel.message(Kind::Binary, inner.len() + length),
         };
-        Ok(outer.map(|outer| Frame { head: outer.with(&inner), body: Cow::Borrowed(payload) }))
+        Ok(outer.map(|outer| outer.with(&inner)))
     }
 
     pub(super) fn output(&self) -> &[u8] {

@@ -2,29 +2,32 @@
 //!
 //! ```text
 //!  socket ── input ──► session ── opened ──► connections: one task each
-//!              └── data ── queue of a connection ──► port
+//!              └── data ── queue of a connection ──► port      (without the queue while the port takes all)
 //!  socket ◄── link ◄── session ◄──────────────────── port
 //! ```
 //!
 //! Each direction of a connection ends by itself. A port that does not read stops the whole session once its queue is
 //! full, as SPDY has no flow control; others of the session go on until then.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::sync::{SetOnce, mpsc};
 use tokio::task::JoinSet;
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Shared;
 use super::backend::Network;
+use super::conduit::{BULK, Conduit};
 use super::link::{self, End, Link};
-use super::socket::{RecvHalf, Stream};
+use super::socket::{RecvHalf, Shared as Socket, Stream};
 use super::watch::Watch;
 use crate::forward::{Event, Id, Session};
 use crate::input::Input;
@@ -52,16 +55,34 @@ struct Forwarding {
 
 /// What the reader has of a connection.
 struct Handle {
-    /// What the client sends; `None` after its end.
-    queue: Option<mpsc::Sender<Vec<u8>>>,
+    /// Where what the client sends goes; `None` after its end.
+    upload: Option<Upload>,
     /// The client gave the connection up.
     reset: Arc<SetOnce<()>>,
+}
+
+/// Where what the client sends goes.
+#[derive(Clone)]
+struct Upload {
+    /// What could not be written at once.
+    queue: mpsc::Sender<Vec<u8>>,
+    shared: Arc<Port>,
+}
+
+/// What both sides of the queue have.
+#[derive(Default)]
+struct Port {
+    /// The connection, once there is one.
+    socket: OnceLock<Socket>,
+    /// Entries of the queue that are not written completely.
+    queued: AtomicUsize,
 }
 
 /// A connection whose task begins.
 struct Opened {
     id: Id,
     port: u16,
+    shared: Arc<Port>,
     queue: mpsc::Receiver<Vec<u8>>,
     reset: Arc<SetOnce<()>>,
 }
@@ -106,6 +127,8 @@ pub(super) async fn run(
     };
     tracing::debug!(%end, "a session of port-forward ended");
     drop(tasks);
+    // Each has its connection's socket, which is closed now and not when the client has closed.
+    all.connections().clear();
     all.link.with(Session::leave);
     all.link.finish(&mut read, Some(link::LINGER)).await;
 }
@@ -135,15 +158,13 @@ impl Forwarding {
                         drop(opened.send(self.open(id, port)).await);
                     }
                     Some(Event::Data { id, bytes }) => {
-                        let queue = self.connections().get(&id).and_then(|handle| handle.queue.clone());
-                        let Some(queue) = queue else { continue };
-                        // It fails if the port reads no more, or could not be connected to.
-                        let sent = link::while_there(read, queue.send(bytes.into_owned())).await;
-                        drop(sent.ok_or(End::Left)?);
+                        let upload = self.connections().get(&id).and_then(|handle| handle.upload.clone());
+                        let Some(upload) = upload else { continue };
+                        link::while_there(read, upload.send(bytes)).await.ok_or(End::Left)?;
                     }
                     Some(Event::Ended { id }) => {
                         if let Some(handle) = self.connections().get_mut(&id) {
-                            handle.queue = None;
+                            handle.upload = None;
                         }
                     }
                     Some(Event::Reset { id }) => {
@@ -168,14 +189,15 @@ impl Forwarding {
     fn open(&self, id: Id, port: u16) -> Opened {
         let (sender, queue) = mpsc::channel(QUEUE);
         let reset = Arc::new(SetOnce::new());
-        let handle = Handle { queue: Some(sender), reset: Arc::clone(&reset) };
-        self.connections().insert(id, handle);
-        Opened { id, port, queue, reset }
+        let shared = Arc::<Port>::default();
+        let upload = Some(Upload { queue: sender, shared: Arc::clone(&shared) });
+        self.connections().insert(id, Handle { upload, reset: Arc::clone(&reset) });
+        Opened { id, port, shared, queue, reset }
     }
 
     /// Serves a connection to its end.
     async fn connection(self: Arc<Self>, opened: Opened) {
-        let Opened { id, port, queue, reset } = opened;
+        let Opened { id, port, shared, queue, reset } = opened;
         let connected = tokio::select! {
             connected = timeout(CONNECT, self.network.connect(port)) => {
                 Some(connected.unwrap_or_else(|_| Err(format!("port {port}: no answer within {CONNECT:?}"))))
@@ -184,8 +206,10 @@ impl Forwarding {
         };
         let failure = match connected {
             Some(Ok(stream)) => {
-                let (read, write) = stream.into_split();
-                let ((), down) = tokio::join!(upload(write, queue, &reset), self.download(id, read, &reset));
+                let socket = Socket::new(stream);
+                let _first = shared.socket.set(socket.clone());
+                let up = upload(socket.clone(), queue, &shared.queued, &reset);
+                let ((), down) = tokio::join!(up, self.download(id, socket, &reset));
                 if let Err(error) = down {
                     tracing::debug!(%error, port, "a forwarded connection ended early");
                 }
@@ -199,8 +223,9 @@ impl Forwarding {
     }
 
     /// Passes on what a port sends.
-    async fn download(&self, id: Id, mut read: OwnedReadHalf, reset: &SetOnce<()>) -> io::Result<()> {
+    async fn download(&self, id: Id, mut read: Socket, reset: &SetOnce<()>) -> io::Result<()> {
         let mut buffer = vec![0; CHUNK];
+        let plain = self.link.with(|session| session.is_plain()) && self.link.is_plain();
         loop {
             // Only here: a frame must not be cut off. The reset comes first: a port that always has bytes would hide it.
             let count = tokio::select! {
@@ -215,8 +240,31 @@ impl Forwarding {
                 }
                 Ok(count) => buffer.get(..*count).unwrap_or_default(),
             };
+            let bulk = plain && bytes.len() >= BULK;
             self.link.send(|session| session.frame(id, bytes)).await?;
+            if bulk {
+                self.pour(id, &read, reset).await?;
+            }
         }
+    }
+
+    /// Passes on what a port has sent, without copying it; returns when there is nothing more at the moment.
+    async fn pour(&self, id: Id, port: &Socket, reset: &SetOnce<()>) -> io::Result<()> {
+        let socket = port.socket();
+        // Without a descriptor for it the bytes are copied.
+        let Ok(conduit) = Conduit::new() else { return Ok(()) };
+        while !reset.initialized() {
+            let count = match socket.try_io(Interest::READABLE, || conduit.fill(socket)) {
+                Ok(count @ 1..) => count,
+                // The read that comes next sees the end, or the error, again.
+                Ok(0) | Err(_) => return Ok(()),
+            };
+            if !self.link.send_through(&conduit, count, |session| session.head(id, count)).await? {
+                return Ok(());
+            }
+            consume_budget().await;
+        }
+        Ok(())
     }
 
     /// Gives up connections that are not complete in time.
@@ -233,20 +281,56 @@ impl Forwarding {
     }
 }
 
-/// Passes on what the client sends to a port.
-async fn upload(mut write: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>, reset: &SetOnce<()>) {
+impl Upload {
+    /// Passes bytes on: what the port takes now is written, and the rest waits in the queue, if it has room.
+    async fn send(&self, bytes: Cow<'_, [u8]>) {
+        let rest = self.write(&bytes);
+        if rest.is_empty() {
+            return;
+        }
+        let rest = rest.to_vec();
+        self.shared.queued.fetch_add(1, Ordering::Relaxed);
+        // It fails if the port reads no more, or could not be connected to.
+        drop(self.queue.send(rest).await);
+    }
+
+    /// Writes what the port takes now, unless something is before it; returns the rest. What fails here fails again for
+    /// the task that writes the queue.
+    fn write<'b>(&self, mut bytes: &'b [u8]) -> &'b [u8] {
+        // Pairs with the release of who has written the last entry. Only the caller adds entries.
+        if self.shared.queued.load(Ordering::Acquire) > 0 {
+            return bytes;
+        }
+        let Some(port) = self.shared.socket.get() else { return bytes };
+        while !bytes.is_empty()
+            && let Ok(count @ 1..) = port.socket().try_write(bytes)
+        {
+            bytes = bytes.get(count..).unwrap_or_default();
+        }
+        bytes
+    }
+}
+
+/// Passes on what waits in the queue to a port, and then the end.
+async fn upload(
+    mut write: Socket,
+    mut queue: mpsc::Receiver<Vec<u8>>,
+    queued: &AtomicUsize,
+    reset: &SetOnce<()>,
+) {
     let moving = async {
         while let Some(bytes) = queue.recv().await {
             write.write_all(&bytes).await?;
+            queued.fetch_sub(1, Ordering::Release);
         }
-        write.shutdown().await
+        Ok::<_, io::Error>(())
     };
     let ended = tokio::select! {
         ended = moving => ended,
         _ = reset.wait() => return,
     };
-    if let Err(error) = ended {
-        // The other direction goes on; what the client still sends is dropped.
+    // After a failure the other direction goes on; what the client still sends is dropped.
+    if let Err(error) = ended.and(write.shutdown().await) {
         tracing::debug!(%error, "a port reads no more");
     }
 }

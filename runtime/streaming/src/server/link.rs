@@ -11,9 +11,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::conduit::{Conduit, send_head};
 use super::socket::{RecvHalf, SendHalf, Stream};
 use super::watch::Watch;
-use crate::output::{Frame, SendError};
+use crate::output::{Frame, Head, SendError};
 use crate::{forward, remote};
 
 /// How long a client may take to close after this side has, and how long the last bytes of a client that has closed may
@@ -84,6 +85,7 @@ pub(super) struct Link<S> {
     session: Mutex<S>,
     writer: tokio::sync::Mutex<Writer>,
     watch: Watch,
+    plain: bool,
     /// The session has output that nobody writes yet.
     waiting: Notify,
     /// When the session began, and how many milliseconds later there was traffic.
@@ -104,11 +106,13 @@ struct Writer {
 
 impl<S: Outgoing> Link<S> {
     pub(super) fn new(session: S, socket: SendHalf, watch: Watch) -> Self {
+        let plain = socket.plain().is_some();
         let writer = Writer { socket, bytes: Vec::new(), sent: 0, cut: false };
         Self {
             session: Mutex::new(session),
             writer: tokio::sync::Mutex::new(writer),
             watch,
+            plain,
             waiting: Notify::new(),
             began: Instant::now(),
             traffic: AtomicU64::new(0),
@@ -150,6 +154,39 @@ impl<S: Outgoing> Link<S> {
                 writer.write(&[]).await
             }
         }
+    }
+
+    /// As [`Link::send`], for a payload of `count` bytes in `conduit`, where they stay if no head is made; `false` then.
+    /// Only where [`Link::is_plain`].
+    pub(super) async fn send_through(
+        &self,
+        conduit: &Conduit,
+        count: usize,
+        make: impl FnOnce(&mut S) -> Result<Option<Head>, SendError>,
+    ) -> io::Result<bool> {
+        let mut writer = self.writer.lock().await;
+        let head = {
+            let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+            writer.take(&mut *session);
+            make(&mut session)
+        };
+        match head {
+            Ok(Some(head)) => {
+                writer.bytes.extend_from_slice(&head);
+                writer.write_through(conduit, count).await?;
+                self.touch();
+                return Ok(true);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "a frame of a streaming session was not sent"),
+        }
+        writer.write(&[]).await?;
+        Ok(false)
+    }
+
+    /// Whether the client's socket gets bytes as they are: the connection is not TLS.
+    pub(super) fn is_plain(&self) -> bool {
+        self.plain
     }
 
     /// Writes the session's output. The future may be dropped at any time; the next writer writes the rest.
@@ -228,6 +265,28 @@ impl Writer {
         let count = output.len();
         self.bytes.extend_from_slice(output);
         session.written(count);
+    }
+
+    /// Writes what was taken over, and then `count` bytes of `conduit`.
+    async fn write_through(&mut self, conduit: &Conduit, count: usize) -> io::Result<()> {
+        if std::mem::replace(&mut self.cut, true) {
+            return Err(io::Error::other("a frame was cut off"));
+        }
+        let socket = self.socket.plain().ok_or(io::ErrorKind::Unsupported)?;
+        while let Some(head) = self.bytes.get(self.sent..).filter(|head| !head.is_empty()) {
+            self.sent += socket.async_io(Interest::WRITABLE, || send_head(socket, head)).await?;
+        }
+        self.bytes.clear();
+        self.sent = 0;
+        let mut left = count;
+        while left > 0 {
+            match socket.async_io(Interest::WRITABLE, || conduit.drain(socket, left)).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                moved => left -= moved,
+            }
+        }
+        self.cut = false;
+        Ok(())
     }
 
     /// Writes what was taken over, and then `body`.

@@ -76,6 +76,28 @@ impl Stream {
     }
 }
 
+impl SendHalf {
+    /// The socket, if what is written to it is what the client gets.
+    pub(super) fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(half) => Some(half.as_ref()),
+            Self::Tls(_) => None,
+        }
+    }
+}
+
+impl Shared {
+    /// A socket that several parts of a session use.
+    pub(super) fn new(stream: TcpStream) -> Self {
+        Self(Arc::new(stream))
+    }
+
+    /// The socket itself.
+    pub(super) fn socket(&self) -> &TcpStream {
+        &self.0
+    }
+}
+
 impl RecvHalf {
     /// Waits for a state of the socket.
     pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {

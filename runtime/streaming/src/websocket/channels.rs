@@ -13,7 +13,7 @@ use std::borrow::Cow;
 
 use super::connection::{Connection, Event};
 use super::reader::{Error, Kind, Piece};
-use crate::output::{Frame, MAX_PAYLOAD, SendError};
+use crate::output::{Frame, Head, MAX_PAYLOAD, SendError};
 
 /// First byte of a message that closes a channel.
 const CLOSE_SIGNAL: u8 = 255;
@@ -161,14 +161,11 @@ impl Channels {
     /// # Errors
     /// [`SendError::TooLong`].
     pub fn frame<'p>(&self, channel: u8, payload: &'p [u8]) -> Result<Option<Frame<'p>>, SendError> {
-        if payload.len() > MAX_PAYLOAD {
-            return Err(SendError::TooLong(payload.len()));
-        }
         Ok(match self.codec {
-            Codec::Binary => self
-                .connection
-                .message(Kind::Binary, payload.len() + 1)
-                .map(|head| Frame { head: head.with(&[channel]), body: Cow::Borrowed(payload) }),
+            Codec::Binary => {
+                self.head(channel, payload.len())?.map(|head| Frame { head, body: Cow::Borrowed(payload) })
+            }
+            Codec::Base64 if payload.len() > MAX_PAYLOAD => return Err(SendError::TooLong(payload.len())),
             Codec::Base64 => {
                 let body = encode(channel, payload);
                 self.connection
@@ -176,6 +173,22 @@ impl Channels {
                     .map(|head| Frame { head, body: Cow::Owned(body) })
             }
         })
+    }
+
+    /// Whether messages carry bytes as they are.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.codec == Codec::Binary
+    }
+
+    /// The head of a binary message of `length` bytes for a channel, which the caller writes after it; `None` after a close.
+    ///
+    /// # Errors
+    /// [`SendError::TooLong`].
+    pub(crate) fn head(&self, channel: u8, length: usize) -> Result<Option<Head>, SendError> {
+        if length > MAX_PAYLOAD {
+            return Err(SendError::TooLong(length));
+        }
+        Ok(self.connection.message(Kind::Binary, length + 1).map(|head| head.with(&[channel])))
     }
 
     /// Queues a short message for a channel.

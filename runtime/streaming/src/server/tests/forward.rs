@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
+use super::super::link::LINGER;
 use super::client::{Client, spdy, stream, websocket};
 use super::{STEP, Silent, echo, port_forward, server};
 use crate::testing::spdy::{Client as Spdy, FIN, Sent, data, reset};
@@ -170,6 +171,21 @@ async fn a_client_that_leaves_closes_its_connections() {
     assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
 }
 
+/// The client says that it leaves, and does not close.
+#[tokio::test]
+async fn a_client_that_says_goodbye_closes_its_connections() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (_server, mut client, mut spdy) = session(port).await;
+    client.send(&open(&mut spdy, port, 0).2).await;
+    let (mut of_port, _) = timeout(STEP, listener.accept()).await.unwrap().unwrap();
+    let go_away = [0x80, 3, 0, 7, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    client.send(&go_away).await;
+    // Not only when this side no longer waits for the client.
+    let end = timeout(LINGER / 2, of_port.read(&mut [0; 1])).await.expect("the end");
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+}
+
 #[tokio::test]
 async fn in_a_tunnel() {
     let (port, _echo) = echo().await;
@@ -206,4 +222,59 @@ async fn the_old_form() {
     client.send(&message(BINARY, b"\0hello")).await;
     client.send(&message(8, &[3, 232])).await;
     client.rest().await;
+}
+
+/// Bytes that are different everywhere, more than all buffers hold.
+fn many() -> Vec<u8> {
+    (0..2_000_000u32).flat_map(u32::to_le_bytes).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn much_from_a_port() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (_server, mut client, mut spdy) = session(port).await;
+    let (_, id, bytes) = open(&mut spdy, port, 0);
+    client.send(&bytes).await;
+    let (mut of_port, _) = timeout(STEP, listener.accept()).await.unwrap().unwrap();
+    let sending = tokio::spawn(async move {
+        of_port.write_all(&many()).await.unwrap();
+        of_port.shutdown().await.unwrap();
+        of_port
+    });
+    let ended =
+        |sent: &[Sent]| sent.iter().any(|frame| matches!(frame, Sent::Data(of, true, _) if *of == id));
+    let sent = client.frames(&mut spdy, ended).await;
+    assert!(stream(&sent, id).0 == many(), "the same bytes in the same order");
+    drop(sending.await.unwrap());
+}
+
+/// Part of it waits in the queue, part is written at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn much_to_a_port_that_pauses() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (_server, mut client, mut spdy) = session(port).await;
+    let (_, id, bytes) = open(&mut spdy, port, 0);
+    client.send(&bytes).await;
+    let (mut of_port, _) = timeout(STEP, listener.accept()).await.unwrap().unwrap();
+    let reading = tokio::spawn(async move {
+        let (mut all, mut part) = (Vec::new(), vec![0; 1 << 20]);
+        loop {
+            let count = of_port.read(&mut part).await.unwrap();
+            if count == 0 {
+                return all;
+            }
+            all.extend_from_slice(&part[..count]);
+            if all.len() % 7 == 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    });
+    for chunk in many().chunks(30_000) {
+        client.send(&data(id, 0, chunk)).await;
+    }
+    client.send(&data(id, FIN, b"")).await;
+    let all = timeout(STEP, reading).await.expect("the end").unwrap();
+    assert!(all == many(), "the same bytes in the same order");
 }
