@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::forward::Server;
@@ -13,6 +14,7 @@ use crate::clientgo::{Cut, Forwarder, Session, USUAL};
 use crate::context::{Context, Pod};
 use crate::echo;
 use crate::expect::ensure;
+use crate::isolation::command;
 use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, PodExt as _};
@@ -23,6 +25,7 @@ pub(super) fn tests() -> Vec<Test> {
     vec![
         test!(load_by_clientgo_leaves_nothing).own().limit(180),
         test!(clients_that_vanish_leave_nothing).own().limit(300),
+        test!(refused_clients_keep_nobody_out).own().limit(120),
     ]
 }
 
@@ -32,6 +35,8 @@ const CONNECTIONS: usize = 100;
 const EXECS: usize = 50;
 /// Most KiB by which the daemon and its shims may have grown afterwards, each.
 const GROWTH: u64 = 1024;
+/// Connections without a valid URL, more than the server accepts of all kinds.
+const REFUSED: usize = 1200;
 /// The server's port in the pod.
 const PORT: u16 = 7004;
 
@@ -234,5 +239,26 @@ async fn clients_that_vanish_leave_nothing(cx: Context) -> Result<()> {
     let idle = || proc::with_args("echo up; cat").len();
     wait::until_true("the commands of silent clients to end", secs(150), || idle() == 0).await?;
     drop(cuts);
+    rig.settled().await
+}
+
+/// Clients without a valid URL that are refused and stay connected, as any process on the node can be.
+async fn refused_clients_keep_nobody_out(cx: Context) -> Result<()> {
+    // The soft limit of this program: one descriptor for each, and some thousand for the rest.
+    command("prlimit", &["--pid", &std::process::id().to_string(), "--nofile=4096:"])?;
+    let rig = Rig::new(cx).await?;
+    let url = streaming::exec(&rig.cx.cri, &rig.id, &["/bin/true"], false).await?;
+    let rest = url.strip_prefix("http://").context("no http URL")?;
+    let (address, _) = rest.split_once('/').context("no path")?;
+    let mut refused = Vec::new();
+    for _ in 0..REFUSED {
+        let mut socket = TcpStream::connect(address).await?;
+        socket.write_all(b"GET /exec/AAAAAAAAAAAAAAAAAAAAAA HTTP/1.1\r\nHost: x\r\n\r\n").await?;
+        refused.push(socket);
+    }
+    let exec = async { Client::connect(&url, V5).await?.rest().await };
+    let ended = tokio::time::timeout(secs(5), exec).await.context("beside clients that were refused")??;
+    ensure!(ended.code()? == 0, "the status is {}", ended.status);
+    drop(refused);
     rig.settled().await
 }
