@@ -236,7 +236,7 @@ fn streaming_options(config: &Config) -> Options {
     let crate::config::Streaming { address, idle_timeout, creation_timeout, tls_certificate, tls_key } =
         config.streaming.clone();
     let tls = tls_certificate.zip(tls_key).map(|(chain, key)| Certificate { chain, key });
-    Options { address, idle: idle_timeout, creation: creation_timeout, tls }
+    Options { address, idle: idle_timeout, creation: creation_timeout, tls, freed: memory::freed }
 }
 
 /// What must exist before the daemon starts working.

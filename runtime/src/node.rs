@@ -256,7 +256,7 @@ impl Node {
     /// FailedPrecondition unless the pod is ready.
     pub(crate) fn network(&self, id: &str) -> Result<PodNetwork, Error> {
         let pod = self.ready_pod(id)?.record.id.clone();
-        Ok(PodNetwork { node: self.clone(), pod, _session: sessions::Session })
+        Ok(PodNetwork { node: self.clone(), pod })
     }
 
     fn ready_pod(&self, id: &str) -> Result<Arc<PodView>, Error> {

@@ -2,7 +2,7 @@
 
 use super::Node;
 use crate::error::{Error, ErrorKind};
-use crate::{lanes, memory, pod};
+use crate::{lanes, pod};
 use model::{PodId, Text};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::fs::File;
@@ -12,28 +12,6 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use streaming::remote::Streams;
 use streaming::server::{Command, Network, Pending, Process};
 use tokio::net::{TcpSocket, TcpStream};
-
-/// A session: its buffers are returned to the kernel after its end.
-#[derive(Debug)]
-pub(super) struct Session;
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        memory::freed();
-    }
-}
-
-impl Session {
-    /// Adds a session to `process`, which ends when its `exit` is dropped.
-    fn of(mut process: Process) -> Process {
-        let (session, exit) = (Self, process.exit);
-        process.exit = Box::pin(async move {
-            let _until_the_end = session;
-            exit.await
-        });
-        process
-    }
-}
 
 /// The command of an Exec request.
 #[derive(Debug)]
@@ -53,7 +31,7 @@ impl Command for Exec {
                 let ticket = node.ticket(&container).await?;
                 pod::exec::session(&node.0.context, ticket, cmd, streams).await
             };
-            started.await.map(Session::of).map_err(|error: Error| error.text())
+            started.await.map_err(|error: Error| error.text())
         })
     }
 }
@@ -71,7 +49,7 @@ impl Command for Attach {
         let Self { node, container, streams } = *self;
         Box::pin(async move {
             let attached = async { pod::attach::attach(node.ticket(&container).await?, streams).await };
-            attached.await.map(Session::of).map_err(|error: Error| error.text())
+            attached.await.map_err(|error: Error| error.text())
         })
     }
 }
@@ -81,7 +59,6 @@ impl Command for Attach {
 pub(crate) struct PodNetwork {
     pub(super) node: Node,
     pub(super) pod: PodId,
-    pub(super) _session: Session,
 }
 
 impl Network for PodNetwork {

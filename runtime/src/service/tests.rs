@@ -85,6 +85,7 @@ impl Fixture {
             idle: config.streaming.idle_timeout,
             creation: config.streaming.creation_timeout,
             tls: None,
+            freed: || (),
         };
         let urls = Server::bind(options).await.unwrap().urls();
         let user_namespaces = UserNamespaces::known(None);

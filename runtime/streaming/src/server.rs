@@ -11,11 +11,12 @@
 //! and then has a session until it ends, the client leaves or nothing has been transferred for some time. What a URL
 //! stands for is an object of the caller ([`Command`], [`Network`]): this crate knows neither pods nor containers.
 //!
-//! Limits: `MAX_TOKENS` tokens, `MAX_CONNECTIONS` connections, of which at most `MAX_HANDSHAKES` have presented no token
-//! yet. One more closes the oldest of those, so that a client without a token cannot keep out one that has one. A
-//! session's memory is its buffers (160 KiB for exec, 32 KiB and up to 96 KiB for each connection of port-forward) and
-//! what its protocol keeps. What a port sends in large pieces
-//! moves through a pipe in the kernel instead (`conduit`): two descriptors, and at most 64 KiB that are on their way.
+//! Limits: `MAX_TOKENS` tokens, `MAX_SESSIONS` sessions (one more is refused), and `MAX_HANDSHAKES` connections that have
+//! presented no token yet, or were refused and are still open. One more closes the oldest of those, so that a client without
+//! a token cannot keep out one that has one. A session's memory is its buffers (160 KiB for exec, up to 128 KiB for each
+//! connection of port-forward, of which there are at most `MAX_FORWARDED`) and what its protocol keeps. What a port sends in
+//! large pieces moves through a pipe in the kernel instead (`conduit`): two descriptors, and at most 64 KiB that are on
+//! their way.
 
 mod backend;
 mod conduit;
@@ -42,7 +43,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::SetOnce;
+use tokio::sync::{Semaphore, SetOnce};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
@@ -50,11 +51,15 @@ use crate::remote::Streams;
 use tls::Tls;
 use tokens::{TOKEN_LIFE, Target, Tokens};
 
-/// Maximum number of connections at a time, of all clients. kubelet opens one for each `kubectl exec`, `attach` and
+/// Maximum number of sessions at a time, of all clients. kubelet opens one for each `kubectl exec`, `attach` and
 /// `port-forward`.
-const MAX_CONNECTIONS: usize = 1024;
-/// Maximum number of connections at a time that have presented no token yet. A client does so in its first packet.
+const MAX_SESSIONS: usize = if cfg!(test) { 64 } else { 1024 };
+/// Maximum number of connections at a time that have presented no token yet, or were refused. A client does so in its
+/// first packet.
 const MAX_HANDSHAKES: usize = 128;
+/// Maximum number of forwarded connections at a time, of all sessions; one session has up to 512
+/// ([`crate::forward::MAX_CONNECTIONS`]). Each costs the daemon descriptors and memory.
+const MAX_FORWARDED: usize = 2048;
 /// How long a server that stops waits for its clients to take what it says.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Pause after a failed accept.
@@ -71,6 +76,8 @@ pub struct Options {
     pub creation: Duration,
     /// The certificate for TLS; `None` is plain HTTP. Its files are read again every minute, for new connections.
     pub tls: Option<Certificate>,
+    /// Called when a connection has ended, with or without a session, and when URLs have expired: their memory was freed.
+    pub freed: fn(),
 }
 
 /// Why there is no server.
@@ -101,7 +108,10 @@ struct Shared {
     idle: Option<Duration>,
     creation: Duration,
     handshakes: Handshakes,
+    sessions: Arc<Semaphore>,
+    forwarded: Arc<Semaphore>,
     tls: Option<Arc<Tls>>,
+    freed: fn(),
     stopping: SetOnce<()>,
 }
 
@@ -166,7 +176,7 @@ impl Server {
     /// # Errors
     /// [`BindError`].
     pub async fn bind(options: Options) -> Result<Self, BindError> {
-        let Options { address, idle, creation, tls } = options;
+        let Options { address, idle, creation, tls, freed } = options;
         if address.ip().is_unspecified() {
             return Err(BindError::Wildcard(address));
         }
@@ -183,8 +193,17 @@ impl Server {
         };
         let scheme = if tls.is_some() { "https" } else { "http" };
         let urls = Urls { scheme, address, tokens: Arc::clone(&tokens) };
-        let (handshakes, stopping) = (Handshakes::default(), SetOnce::new());
-        let shared = Arc::new(Shared { tokens, idle, creation, handshakes, tls, stopping });
+        let shared = Arc::new(Shared {
+            tokens,
+            idle,
+            creation,
+            handshakes: Handshakes::default(),
+            sessions: Arc::new(Semaphore::new(MAX_SESSIONS)),
+            forwarded: Arc::new(Semaphore::new(MAX_FORWARDED)),
+            tls,
+            freed,
+            stopping: SetOnce::new(),
+        });
         Ok(Self { listener, urls, shared })
     }
 
@@ -204,18 +223,21 @@ impl Server {
             tokio::select! {
                 () = &mut stopping => break,
                 _ = sweep.tick() => {
-                    shared.tokens.sweep(Instant::now());
+                    if shared.tokens.sweep(Instant::now()) {
+                        (shared.freed)();
+                    }
                     if let Some(tls) = shared.tls.clone() {
                         // Not waited for: it logs its errors itself.
                         drop(tokio::task::spawn_blocking(move || tls.refresh()));
                     }
                 }
                 Some(ended) = connections.join_next() => {
+                    (shared.freed)();
                     if let Err(error) = ended && error.is_panic() {
                         tracing::error!(%error, "a streaming session failed");
                     }
                 }
-                stream = accept(&listener), if connections.len() < MAX_CONNECTIONS => {
+                stream = accept(&listener) => {
                     shared.handshakes.begin(|place| {
                         connections.spawn(http::connection(Arc::clone(&shared), stream, place))
                     });

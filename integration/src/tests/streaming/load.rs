@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::forward::Server;
@@ -14,6 +15,7 @@ use crate::clientgo::{Cut, Forwarder, Session, USUAL};
 use crate::context::{Context, Pod};
 use crate::echo;
 use crate::expect::ensure;
+use crate::isolation::command;
 use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, PodExt as _};
@@ -24,6 +26,7 @@ pub(super) fn tests() -> Vec<Test> {
     vec![
         test!(load_by_clientgo_leaves_nothing).own().limit(180),
         test!(clients_that_vanish_leave_nothing).own().limit(300),
+        test!(refused_clients_keep_nobody_out).own().limit(120),
     ]
 }
 
@@ -35,6 +38,8 @@ const EXECS: usize = 50;
 const GROWTH: u64 = 1024;
 /// Time in which the daemon notices that a client has vanished without a word: its 150 s, and what closing takes.
 const VANISHED: Duration = secs(160);
+/// Connections without a valid URL, more than the server accepts of all kinds.
+const REFUSED: usize = 1200;
 /// The server's port in the pod.
 const PORT: u16 = 7004;
 
@@ -242,5 +247,26 @@ async fn clients_that_vanish_leave_nothing(cx: Context) -> Result<()> {
     drop(deaf);
     wait::until_true("its command to end", secs(20), || floods() == 0).await?;
     drop(cuts);
+    rig.settled().await
+}
+
+/// Clients without a valid URL that are refused and stay connected, as any process on the node can be.
+async fn refused_clients_keep_nobody_out(cx: Context) -> Result<()> {
+    // The soft limit of this program: one descriptor for each, and some thousand for the rest.
+    command("prlimit", &["--pid", &std::process::id().to_string(), "--nofile=4096:"])?;
+    let rig = Rig::new(cx).await?;
+    let url = streaming::exec(&rig.cx.cri, &rig.id, &["/bin/true"], false).await?;
+    let rest = url.strip_prefix("http://").context("no http URL")?;
+    let (address, _) = rest.split_once('/').context("no path")?;
+    let mut refused = Vec::new();
+    for _ in 0..REFUSED {
+        let mut socket = TcpStream::connect(address).await?;
+        socket.write_all(b"GET /exec/AAAAAAAAAAAAAAAAAAAAAA HTTP/1.1\r\nHost: x\r\n\r\n").await?;
+        refused.push(socket);
+    }
+    let exec = async { Client::connect(&url, V5).await?.rest().await };
+    let ended = tokio::time::timeout(secs(5), exec).await.context("beside clients that were refused")??;
+    ensure!(ended.code()? == 0, "the status is {}", ended.status);
+    drop(refused);
     rig.settled().await
 }

@@ -18,17 +18,17 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
-use tokio::sync::{SetOnce, mpsc};
+use tokio::sync::{Semaphore, SetOnce, mpsc};
 use tokio::task::JoinSet;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::Shared;
 use super::backend::Network;
 use super::conduit::{BULK, Conduit};
 use super::link::{self, End, Link};
 use super::socket::{RecvHalf, Shared as Socket, Stream};
 use super::watch::Watch;
+use super::{MAX_FORWARDED, Shared};
 use crate::forward::{Event, Id, Session};
 use crate::input::Input;
 
@@ -49,6 +49,7 @@ const LOOKS: u32 = 6;
 struct Forwarding {
     link: Link<Session>,
     network: Arc<dyn Network>,
+    places: Arc<Semaphore>,
     /// Connections whose task has not ended.
     connections: Mutex<HashMap<Id, Handle>>,
 }
@@ -98,7 +99,8 @@ pub(super) async fn run(
 ) {
     let (mut read, write) = stream.into_split();
     let link = Link::new(session, write, watch);
-    let all = Arc::new(Forwarding { link, network, connections: Mutex::default() });
+    let places = Arc::clone(&shared.forwarded);
+    let all = Arc::new(Forwarding { link, network, places, connections: Mutex::default() });
     let (opened, mut to_open) = mpsc::channel(OPENED);
     let mut tasks = JoinSet::new();
     let connections = async {
@@ -177,6 +179,7 @@ impl Forwarding {
                     None => self.link.flush().await?,
                 }
             }
+            link::share().await;
             count = read.read(&mut buffer).await?;
             if count == 0 {
                 return Err(End::Left);
@@ -198,10 +201,18 @@ impl Forwarding {
     /// Serves a connection to its end.
     async fn connection(self: Arc<Self>, opened: Opened) {
         let Opened { id, port, shared, queue, reset } = opened;
-        let connected = tokio::select! {
-            connected = timeout(CONNECT, self.network.connect(port)) => {
-                Some(connected.unwrap_or_else(|_| Err(format!("port {port}: no answer within {CONNECT:?}"))))
+        let place = self.places.try_acquire();
+        let connect = async {
+            if place.is_err() {
+                return Err(format!(
+                    "port {port}: {MAX_FORWARDED} connections are forwarded on this node already"
+                ));
             }
+            let connected = timeout(CONNECT, self.network.connect(port)).await;
+            connected.unwrap_or_else(|_| Err(format!("port {port}: no answer within {CONNECT:?}")))
+        };
+        let connected = tokio::select! {
+            connected = connect => Some(connected),
             _ = reset.wait() => None,
         };
         let failure = match connected {
@@ -224,21 +235,23 @@ impl Forwarding {
 
     /// Passes on what a port sends.
     async fn download(&self, id: Id, mut read: Socket, reset: &SetOnce<()>) -> io::Result<()> {
-        let mut buffer = vec![0; CHUNK];
+        // It is not initialized, so that its memory is used only once bytes have come.
+        let mut buffer = Vec::with_capacity(CHUNK);
         let plain = self.link.with(|session| session.is_plain()) && self.link.is_plain();
         loop {
+            buffer.clear();
             // Only here: a frame must not be cut off. The reset comes first: a port that always has bytes would hide it.
             let count = tokio::select! {
                 biased;
                 _ = reset.wait() => return Ok(()),
-                count = read.read(&mut buffer) => count,
+                count = read.read_buf(&mut buffer) => count,
             };
             let bytes = match &count {
                 Ok(0) | Err(_) => {
                     self.link.with(|session| session.finish(id));
                     return count.map(|_| ());
                 }
-                Ok(count) => buffer.get(..*count).unwrap_or_default(),
+                Ok(_) => &buffer[..],
             };
             let bulk = plain && bytes.len() >= BULK;
             self.link.send(|session| session.frame(id, bytes)).await?;

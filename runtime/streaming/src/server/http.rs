@@ -13,12 +13,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::backend::{Command, Network};
 use super::socket::Stream;
 use super::tokens::{Kind, Target};
-use super::{Shared, forward, link, remote};
+use super::{MAX_SESSIONS, Shared, forward, link, remote};
 use crate::remote::{Protocol, Streams};
 use crate::{forward as forwarding, negotiate};
 
@@ -51,19 +52,47 @@ enum Work {
     Forward(Box<forwarding::Session>, Arc<dyn Network>),
 }
 
+/// A session, and its place among all.
+struct Begun {
+    work: Work,
+    place: OwnedSemaphorePermit,
+}
+
 /// Serves a connection to its end. `place` is its place among the handshakes.
 pub(super) async fn connection(shared: Arc<Shared>, stream: TcpStream, place: u64) {
+    let upgraded = upgrade(&shared, stream).await;
+    shared.handshakes.end(place);
+    let Some((stream, early, Begun { work, place })) = upgraded else { return };
+    let watch = match stream.watch() {
+        Ok(watch) => watch,
+        Err(error) => return tracing::warn!(%error, "a streaming session was not begun"),
+    };
+    match work {
+        Work::Remote(protocol, streams, command) => {
+            remote::run(stream, watch, &early, protocol, streams, command, &shared).await;
+        }
+        Work::Forward(session, network) => {
+            forward::run(stream, watch, &early, *session, network, &shared).await;
+        }
+    }
+    drop(place);
+}
+
+/// Reads a request and answers it. Returns the connection, what the client has sent after the request, and the session;
+/// `None` if the request was refused. A refused client may keep its connection open: this function waits for its end, so that
+/// it counts among the connections without a token.
+async fn upgrade(shared: &Arc<Shared>, stream: TcpStream) -> Option<(Stream, Vec<u8>, Begun)> {
     if let Err(error) = prepare(&stream) {
         tracing::debug!(%error, "cannot set the options of a streaming connection");
     }
     let begun = Arc::new(Mutex::new(None));
     let service = service_fn({
-        let (shared, begun) = (Arc::clone(&shared), Arc::clone(&begun));
+        let (shared, begun) = (Arc::clone(shared), Arc::clone(&begun));
         move |request: Request<hyper::body::Incoming>| {
             let (request, _) = request.into_parts();
             let response = match begin(&shared, &request) {
-                Ok((work, response)) => {
-                    *begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(work);
+                Ok((session, response)) => {
+                    *begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
                     response.map(|()| String::new())
                 }
                 Err(mut refusal) => {
@@ -80,30 +109,24 @@ pub(super) async fn connection(shared: Arc<Shared>, stream: TcpStream, place: u6
         http.max_buf_size(MAX_REQUEST);
         http.serve_connection(TokioIo::new(stream), service).without_shutdown().await.map_err(Failed::from)
     };
-    let served = timeout(HANDSHAKE, http).await;
-    shared.handshakes.end(place);
-    let (stream, early) = match served {
-        Ok(Ok(parts)) => (parts.io.into_inner(), parts.read_buf),
+    let (stream, early) = match timeout(HANDSHAKE, http).await {
+        Ok(Ok(parts)) => (parts.io.into_inner(), parts.read_buf.to_vec()),
         Ok(Err(error)) => {
             let error = &error as &dyn std::error::Error;
-            return tracing::debug!(error, "a streaming request failed");
+            tracing::debug!(error, "a streaming request failed");
+            return None;
         }
-        Err(_) => return tracing::debug!("no streaming request within {HANDSHAKE:?}"),
+        Err(_) => {
+            tracing::debug!("no streaming request within {HANDSHAKE:?}");
+            return None;
+        }
     };
-    let work = begun.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(work) = work else { return link::close(stream).await };
-    let watch = match stream.watch() {
-        Ok(watch) => watch,
-        Err(error) => return tracing::warn!(%error, "a streaming session was not begun"),
+    let begun = begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(begun) = begun else {
+        link::close(stream).await;
+        return None;
     };
-    match work {
-        Work::Remote(protocol, streams, command) => {
-            remote::run(stream, watch, &early, protocol, streams, command, &shared).await;
-        }
-        Work::Forward(session, network) => {
-            forward::run(stream, watch, &early, *session, network, &shared).await;
-        }
-    }
+    Some((stream, early, begun))
 }
 
 /// No delay, because frames are small and the other side waits for them; keepalive, because a client may vanish without
@@ -118,7 +141,7 @@ fn prepare(stream: &TcpStream) -> std::io::Result<()> {
 }
 
 /// The session that a request begins, and the answer to it; or the refusal.
-fn begin(shared: &Shared, request: &Parts) -> Result<(Work, Response<()>), Refused> {
+fn begin(shared: &Shared, request: &Parts) -> Result<(Begun, Response<()>), Refused> {
     if request.method != Method::GET && request.method != Method::POST {
         let mut refusal = refuse(StatusCode::METHOD_NOT_ALLOWED, "the methods are GET and POST");
         refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, POST"));
@@ -129,18 +152,25 @@ fn begin(shared: &Shared, request: &Parts) -> Result<(Work, Response<()>), Refus
         .ok_or_else(|| {
             refuse(StatusCode::NOT_FOUND, "this URL was not issued, was used before or has expired")
         })?;
-    match target {
+    let place = Arc::clone(&shared.sessions).try_acquire_owned().map_err(|_| {
+        refuse(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &format!("{MAX_SESSIONS} sessions are open on this node already"),
+        )
+    })?;
+    let (work, response) = match target {
         Target::Exec(streams, command) | Target::Attach(streams, command) => {
             let upgrade = negotiate::remote(request).map_err(|refusal| Box::new(refusal.response()))?;
-            Ok((Work::Remote(upgrade.protocol, streams, command), upgrade.response))
+            (Work::Remote(upgrade.protocol, streams, command), upgrade.response)
         }
         Target::Forward(ports, network) => {
             let upgrade = negotiate::forward(request).map_err(|refusal| Box::new(refusal.response()))?;
             let session = forwarding::Session::new(upgrade.protocol, &ports, shared.creation)
                 .map_err(|error| refuse(StatusCode::BAD_REQUEST, &error.to_string()))?;
-            Ok((Work::Forward(Box::new(session), network), upgrade.response))
+            (Work::Forward(Box::new(session), network), upgrade.response)
         }
-    }
+    };
+    Ok((Begun { work, place }, response))
 }
 
 /// The parts of a path such as `/exec/TOKEN`.

@@ -317,6 +317,12 @@ impl Writer {
     }
 }
 
+/// Lets other tasks run before the next read. What a client sends may cost much more than its transfer (a block of headers of
+/// 40 bytes becomes 8 KiB), and tokio by itself lets a task read 128 times first. Calls of CRI run on the same threads.
+pub(super) async fn share() {
+    tokio::task::yield_now().await;
+}
+
 /// Waits for `work`, which takes what a client sent; `None` if the client has closed its direction and `work` has not
 /// ended [`LINGER`] later. Meanwhile nothing is read, so the end of the client's bytes would not be seen otherwise.
 pub(super) async fn while_there<T>(read: &RecvHalf, work: impl Future<Output = T>) -> Option<T> {

@@ -106,6 +106,7 @@ async fn input(
     buffer.resize(count.max(READ), 0);
     let mut start = Some((ready, started));
     let (mut stdin, mut resize): Inputs = (None, None);
+    let mut size = None;
     loop {
         let mut input = Input::new(buffer.get_mut(..count).unwrap_or_default());
         loop {
@@ -121,6 +122,7 @@ async fn input(
                     }
                 }
                 Some(Event::Stdin(bytes)) => {
+                    set(resize.as_deref(), &mut size);
                     let Some(sink) = &mut stdin else { continue };
                     let written = link::while_there(read, sink.write_all(&bytes)).await;
                     if written.ok_or(End::Left)?.is_err() {
@@ -129,21 +131,26 @@ async fn input(
                     }
                 }
                 Some(Event::StdinEnd) => stdin = None,
-                Some(Event::Resize(size)) => {
-                    if let Some(resize) = &resize {
-                        resize(size);
-                    }
-                }
+                Some(Event::Resize(new)) => size = Some(new),
                 Some(Event::Gone) => return Err(End::Left),
                 None if input.is_empty() => break,
                 None => link.flush().await?,
             }
         }
+        set(resize.as_deref(), &mut size);
+        link::share().await;
         count = read.read(&mut buffer).await?;
         if count == 0 {
             return Err(End::Left);
         }
         link.touch();
+    }
+}
+
+/// Sets the last size of several: each signals every process of the terminal's foreground group.
+fn set(resize: Option<&(dyn Fn(Size) + Send)>, size: &mut Option<Size>) {
+    if let (Some(resize), Some(size)) = (resize, size.take()) {
+        resize(size);
     }
 }
 

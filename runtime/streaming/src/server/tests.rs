@@ -36,7 +36,7 @@ impl Drop for Running {
 
 async fn running(idle: Option<Duration>, creation: Duration) -> Running {
     let address = "127.0.0.1:0".parse().unwrap();
-    let server = Server::bind(Options { address, idle, creation, tls: None }).await.unwrap();
+    let server = Server::bind(Options { address, idle, creation, tls: None, freed: || () }).await.unwrap();
     let urls = server.urls();
     Running { urls, task: tokio::spawn(server.serve(std::future::pending())) }
 }

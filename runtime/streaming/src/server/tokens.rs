@@ -121,9 +121,12 @@ impl Tokens {
         (entry.expires > now && entry.target.kind() == kind).then_some(entry.target)
     }
 
-    /// Drops what has expired.
-    pub(super) fn sweep(&self, now: Instant) {
-        self.lock().retain(|_, entry| entry.expires > now);
+    /// Drops what has expired; whether anything had.
+    pub(super) fn sweep(&self, now: Instant) -> bool {
+        let mut table = self.lock();
+        let before = table.len();
+        table.retain(|_, entry| entry.expires > now);
+        table.len() < before
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
@@ -179,7 +182,7 @@ mod tests {
         assert_eq!(tokens.issue(target(), now), Err(IssueError::TooMany));
         tokens.issue(target(), late).unwrap();
         assert_eq!(tokens.lock().len(), 1, "the others made room");
-        tokens.sweep(late + TOKEN_LIFE);
+        assert!(!tokens.sweep(late) && tokens.sweep(late + TOKEN_LIFE));
         assert_eq!(tokens.lock().len(), 0);
     }
 }

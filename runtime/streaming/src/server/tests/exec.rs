@@ -1,16 +1,24 @@
 //! Exec and attach.
 
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{Semaphore, SetOnce};
 use tokio::time::timeout;
 
 use super::client::{Client, spdy, stream, websocket};
 use super::{ALL, Options, Running, STEP, Script, Seen, Server, TERMINAL, exec, running, server};
-use crate::remote::{Outcome, Streams};
+use crate::remote::{Outcome, Protocol, Streams, Version};
+use crate::server::Shared;
+use crate::server::socket::Stream;
 use crate::testing::spdy::{Client as Spdy, FIN, Sent, data, ping};
 use crate::testing::websocket::{BINARY, CLOSE, PING, PONG, frame, message, read};
+use crate::websocket::Codec;
 
 /// A client of exec over SPDY.
 struct Session {
@@ -70,7 +78,7 @@ fn json(outcome: &Outcome) -> Vec<u8> {
 async fn a_server_that_stops_says_so() {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let address = "127.0.0.1:0".parse().unwrap();
-    let options = Options { address, idle: None, creation: STEP, tls: None };
+    let options = Options { address, idle: None, creation: STEP, tls: None, freed: || () };
     let server = Server::bind(options).await.unwrap();
     let urls = server.urls();
     let serving = tokio::spawn(server.serve(async { drop(stopped.await) }));
@@ -296,4 +304,67 @@ async fn a_client_that_breaks_the_protocol_is_told() {
     let sent = session.rest().await;
     assert!(matches!(sent.last(), Some(Sent::GoAway(_, code)) if *code != 0), "{sent:?}");
     assert_eq!(session.seen.recv().await, Some(Seen::Closed));
+}
+
+/// The state of a server with one place.
+fn shared() -> Shared {
+    Shared {
+        tokens: Arc::default(),
+        idle: None,
+        creation: STEP,
+        handshakes: crate::server::Handshakes::default(),
+        sessions: Arc::new(Semaphore::new(1)),
+        forwarded: Arc::new(Semaphore::new(1)),
+        tls: None,
+        freed: || (),
+        stopping: SetOnce::new(),
+    }
+}
+
+/// Frames of a few bytes may cost as much as thousands: whoever sends many must not have one of the daemon's threads for itself,
+/// nor signal a terminal's processes for each size.
+#[tokio::test]
+async fn a_client_that_floods_takes_turns() {
+    const READS: usize = 8;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let stream = listener.accept().await.unwrap().0;
+    let size = |width: usize| message(BINARY, format!("\u{4}{{\"Width\":{width},\"Height\":24}}").as_bytes());
+    // All of it is in the kernel's buffers before the session begins.
+    let mut flood = Vec::new();
+    let mut sizes = 0;
+    while flood.len() < READS * 32 * 1024 {
+        sizes += 1;
+        flood.extend(size(sizes));
+    }
+    timeout(STEP, client.write_all(&flood)).await.expect("the kernel takes it").unwrap();
+    let (command, mut seen) = super::command(Script::Hang);
+    let protocol = Protocol::WebSocket(Version::V5, Codec::Binary);
+    let shared = shared();
+    let stream = Stream::accepted(stream, None).await.unwrap();
+    let watch = stream.watch().unwrap();
+    let mut session =
+        pin!(crate::server::remote::run(stream, watch, &[], protocol, TERMINAL, command, &shared));
+    let (mut polls, mut set) = (0, Vec::new());
+    let counted = poll_fn(|cx| {
+        polls += 1;
+        session.as_mut().poll(cx)
+    });
+    let last = async {
+        while set.last() != Some(&sizes) {
+            if let Seen::Resized(width, _) = seen.recv().await.unwrap() {
+                set.push(usize::from(width));
+            }
+        }
+    };
+    timeout(STEP, async {
+        tokio::select! {
+            () = counted => panic!("the session ended"),
+            () = last => {}
+        }
+    })
+    .await
+    .unwrap();
+    assert!(polls >= READS, "{READS} reads in {polls} turns");
+    assert!(set.len() <= 2 * READS && set.is_sorted(), "{} of {sizes} sizes were set", set.len());
 }

@@ -10,6 +10,8 @@ use tokio::time::timeout;
 use super::super::link::LINGER;
 use super::client::{Client, spdy, stream, websocket};
 use super::{STEP, Silent, echo, port_forward, server};
+use crate::forward::MAX_CONNECTIONS;
+use crate::server::MAX_FORWARDED;
 use crate::testing::spdy::{Client as Spdy, FIN, Sent, data, reset};
 use crate::testing::websocket::{BINARY, message, read};
 
@@ -277,4 +279,43 @@ async fn much_to_a_port_that_pauses() {
     client.send(&data(id, FIN, b"")).await;
     let all = timeout(STEP, reading).await.expect("the end").unwrap();
     assert!(all == many(), "the same bytes in the same order");
+}
+
+/// The limit of a session is not one of the node: 512 connections each of many sessions took the daemon's memory and descriptors.
+#[tokio::test]
+async fn connections_of_all_sessions_are_limited() {
+    let server = server().await;
+    let mut full = Vec::new();
+    for _ in 0..MAX_FORWARDED / MAX_CONNECTIONS {
+        let url = server.urls.forward(Vec::new(), Arc::new(Silent)).unwrap();
+        let mut client = Client::upgraded("POST", &url, &spdy("portforward.k8s.io")).await;
+        let mut spdy = Spdy::new();
+        let requests = 0..u32::try_from(MAX_CONNECTIONS).unwrap();
+        let bytes: Vec<u8> = requests.flat_map(|request| open(&mut spdy, 80, request).2).collect();
+        client.send(&bytes).await;
+        let replies = |sent: &[Sent]| sent.iter().filter(|frame| matches!(frame, Sent::Reply(_))).count();
+        client.frames(&mut spdy, |sent| replies(sent) == 2 * MAX_CONNECTIONS).await;
+        full.push(client);
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let (port, _echo) = echo().await;
+    let mut client = Client::upgraded("POST", &port_forward(&server, &[]), &spdy("portforward.k8s.io")).await;
+    let mut spdy = Spdy::new();
+    let (error, _, bytes) = open(&mut spdy, port, 0);
+    client.send(&bytes).await;
+    let sent = client.frames(&mut spdy, |sent| stream(sent, error).1).await;
+    let (text, _) = stream(&sent, error);
+    assert!(String::from_utf8_lossy(&text).contains(&MAX_FORWARDED.to_string()), "{sent:?}");
+    // Those of a session that ends make room.
+    drop(full.pop());
+    for request in 1.. {
+        let (error, id, bytes) = open(&mut spdy, port, request);
+        client.send(&[bytes, data(id, FIN, b"room")].concat()).await;
+        let sent = client.frames(&mut spdy, |sent| stream(sent, error).1).await;
+        if stream(&sent, error).0.is_empty() {
+            return assert_eq!(stream(&sent, id).0, b"room");
+        }
+        assert!(request < 100, "{sent:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

@@ -1,14 +1,15 @@
 //! Requests, tokens, limits.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::client::{Client, spdy, websocket};
 use super::{ALL, STEP, Script, exec, port_forward, server};
-use crate::server::{BindError, MAX_HANDSHAKES, Options, Server};
+use crate::server::link::LINGER;
+use crate::server::{BindError, MAX_HANDSHAKES, MAX_SESSIONS, Options, Server};
 
 async fn answer(method: &str, url: &str, headers: &str) -> String {
     Client::request(method, url, headers, b"").await.1
@@ -84,10 +85,57 @@ async fn silent_connections_make_room_for_others() {
     assert!(open.is_err(), "the session is still open");
 }
 
+/// Whoever is refused and keeps its connection open must not either: 1,024 of these took all places for ten seconds.
+#[tokio::test]
+async fn refused_connections_make_room_for_others() {
+    let server = server().await;
+    let (url, _seen) = exec(&server, ALL, Script::Cat);
+    let refused = url.rsplit_once('/').unwrap().0.to_owned() + "/AAAAAAAAAAAAAAAAAAAAAA";
+    let begun = Instant::now();
+    let mut open = Vec::new();
+    for _ in 0..=MAX_HANDSHAKES {
+        let (client, head) = Client::request("GET", &refused, "", b"").await;
+        assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+        open.push(client.stream);
+    }
+    // The oldest is closed, so what it sends is answered by a reset.
+    while open[0].write_all(b"x").await.is_ok() {
+        assert!(begun.elapsed() < LINGER, "it is kept as long as if it were alone");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(open[1].write_all(b"x").await.is_ok(), "the others stay");
+    Client::upgraded("POST", &url, &spdy("v4.channel.k8s.io")).await;
+}
+
+#[tokio::test]
+async fn a_session_too_many_is_refused_at_once() {
+    let server = server().await;
+    let mut sessions = Vec::new();
+    for _ in 0..MAX_SESSIONS {
+        let (url, seen) = exec(&server, ALL, Script::Cat);
+        sessions.push((Client::upgraded("POST", &url, &spdy("v4.channel.k8s.io")).await, seen));
+    }
+    let upgrade = |url: String| async move { answer("POST", &url, &spdy("v4.channel.k8s.io")).await };
+    let refused = upgrade(exec(&server, ALL, Script::Cat).0).await;
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    drop(sessions.pop());
+    let begun = Instant::now();
+    while !upgrade(exec(&server, ALL, Script::Cat).0).await.starts_with("HTTP/1.1 101 ") {
+        assert!(begun.elapsed() < STEP, "the place of a session that has ended is not free");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_wildcard_address_is_refused() {
     for address in ["0.0.0.0:0", "[::]:0"] {
-        let options = Options { address: address.parse().unwrap(), idle: None, creation: STEP, tls: None };
+        let options = Options {
+            address: address.parse().unwrap(),
+            idle: None,
+            creation: STEP,
+            tls: None,
+            freed: || (),
+        };
         assert!(matches!(Server::bind(options).await, Err(BindError::Wildcard(_))), "{address}");
     }
 }

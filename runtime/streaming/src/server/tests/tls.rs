@@ -54,7 +54,8 @@ fn certificate(folder: &Path, name: &str) -> Certificate {
 
 async fn secure(files: Certificate) -> Result<Running, BindError> {
     let address = "127.0.0.1:0".parse().unwrap();
-    let server = Server::bind(Options { address, idle: None, creation: STEP, tls: Some(files) }).await?;
+    let server =
+        Server::bind(Options { address, idle: None, creation: STEP, tls: Some(files), freed: || () }).await?;
     let urls = server.urls();
     Ok(Running { urls, task: tokio::spawn(server.serve(std::future::pending())) })
 }
