@@ -26,7 +26,8 @@ impl Conduit {
         Ok(Self { read, write })
     }
 
-    /// Takes what the socket `from` has, at most [`MAX_PAYLOAD`] bytes; 0 at its end. Never blocks.
+    /// Takes what the socket `from` has, at most [`MAX_PAYLOAD`] bytes; 0 at its end. The socket must be non-blocking: the
+    /// kernel looks at that and not at splice's own flag, which is for the pipe.
     pub(super) fn fill(&self, from: impl AsFd) -> io::Result<usize> {
         Ok(splice(from, None, &self.write, None, MAX_PAYLOAD, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?)
     }
@@ -62,6 +63,7 @@ mod tests {
         let conduit = Conduit::new().unwrap();
         port.write_all(b"payload").unwrap();
         from.peek(&mut [0]).unwrap();
+        from.set_nonblocking(true).unwrap();
         assert_eq!(conduit.fill(&from).unwrap(), 7);
         assert_eq!(send_head(&ours, b"head ").unwrap(), 5);
         assert_eq!(conduit.drain(&ours, 7).unwrap(), 7);
@@ -70,6 +72,7 @@ mod tests {
         assert_eq!(&all, b"head payload");
         assert_eq!(conduit.fill(&from).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(port);
+        from.set_nonblocking(false).unwrap();
         from.peek(&mut [0]).unwrap();
         assert_eq!(conduit.fill(&from).unwrap(), 0);
     }
@@ -77,6 +80,7 @@ mod tests {
     #[test]
     fn no_more_than_a_payload_at_a_time() {
         let (mut port, from) = sockets();
+        from.set_nonblocking(true).unwrap();
         let conduit = Conduit::new().unwrap();
         let writing = std::thread::spawn(move || port.write_all(&vec![7; 4 * MAX_PAYLOAD]).map(|()| port));
         let (ours, mut client) = sockets();
