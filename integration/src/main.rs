@@ -20,6 +20,7 @@ mod echo;
 mod expect;
 mod fixture;
 mod fuse;
+mod gate;
 mod http;
 mod images;
 mod isolation;
