@@ -13,6 +13,7 @@ mod compare;
 mod config;
 mod conformance;
 mod context;
+mod coverage;
 mod cri;
 mod demo;
 mod disk;
