@@ -143,6 +143,10 @@ pub(crate) async fn run(
             println!("FAIL  conformance/expected.txt names {name}, which did not run");
             failed.push(name);
         }
+        for name in crate::coverage::missing(&ran) {
+            println!("FAIL  docs/cri-coverage.md names {name}, which did not run");
+            failed.push(name);
+        }
     }
     for name in &failed {
         println!("failed: {name}");

@@ -64,12 +64,7 @@ async fn connection(
     length: usize,
     stalled: &AtomicUsize,
 ) -> Result<()> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        ensure!(head.len() < MAX_HEAD, "a request head is longer than {MAX_HEAD} bytes");
-        head.push(client.read_u8().await?);
-    }
-    let text = String::from_utf8(head)?;
+    let text = head(&mut client).await?;
     let path = text.split(' ').nth(1).context("no path")?;
     let path = path.split('?').next().unwrap_or_default();
     if digests.iter().any(|digest| path.ends_with(digest.as_str())) {
@@ -80,9 +75,24 @@ async fn connection(
         client.read_exact(&mut rest).await?;
         return Ok(());
     }
+    forward(&mut client, behind, &text).await
+}
+
+/// Reads the head of a request, up to its empty line.
+pub(crate) async fn head(client: &mut TcpStream) -> Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        ensure!(head.len() < MAX_HEAD, "a request head is longer than {MAX_HEAD} bytes");
+        head.push(client.read_u8().await?);
+    }
+    Ok(String::from_utf8(head)?)
+}
+
+/// Sends a request without a body to the registry on port `behind`, and its answer to the client.
+pub(crate) async fn forward(client: &mut TcpStream, behind: u16, head: &str) -> Result<()> {
     let mut server = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], behind))).await?;
-    let (first, rest) = text.split_once("\r\n").context("no request line")?;
+    let (first, rest) = head.split_once("\r\n").context("no request line")?;
     server.write_all(format!("{first}\r\nConnection: close\r\n{rest}").as_bytes()).await?;
-    tokio::io::copy(&mut server, &mut client).await?;
+    tokio::io::copy(&mut server, client).await?;
     Ok(())
 }

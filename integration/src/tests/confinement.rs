@@ -256,6 +256,8 @@ async fn not_implemented_is_refused(cx: Context) -> Result<()> {
             c.security().selinux_options =
                 Some(api::SeLinuxOption { level: String::from("s0:c1,c2"), ..Default::default() })
         }),
+        ("CDI_devices", |c| c.cdi_devices = vec![api::CdiDevice { name: String::from("vendor/class=one") }]),
+        ("unified", |c| c.resources().unified = [(String::from("memory.high"), String::from("1"))].into()),
     ] {
         let e = cx
             .create(&pod, &cx.sleeper("refused").with(change))

@@ -7,10 +7,12 @@ mod badinput;
 mod configuration;
 mod confinement;
 mod container;
+mod credentials;
 mod daemon;
 mod degraded;
 mod escape;
 mod exec;
+mod fields;
 mod full_disk;
 mod grpcio;
 mod hazards;
@@ -78,6 +80,7 @@ pub(crate) fn all() -> Vec<Test> {
         image::tests(),
         imageshapes::tests(),
         imagestore::tests(),
+        credentials::tests(),
         libcontainer::tests(),
         security::tests(),
         confinement::tests(),
@@ -101,6 +104,7 @@ pub(crate) fn all() -> Vec<Test> {
         daemon::tests(),
         grpcio::tests(),
         streams::tests(),
+        fields::tests(),
         threads::tests(),
         verbose::tests(),
         hung::tests(),

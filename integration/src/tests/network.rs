@@ -25,6 +25,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(pods_talk_to_each_other),
         test!(host_port_tcp),
         test!(host_port_udp),
+        test!(host_port_of_one_address),
         test!(container_port_alone),
         test!(host_port_is_free_again).own(),
         test!(host_network),
@@ -102,6 +103,18 @@ async fn host_port_tcp(cx: Context) -> Result<()> {
     web(&cx, &pod).await?;
     served(&format!("127.0.0.1:{port}")).await.context("by loopback")?;
     served(&format!("{}:{port}", crate::isolation::NODE_IP)).await.context("by the node's address")?;
+    Ok(())
+}
+
+async fn host_port_of_one_address(cx: Context) -> Result<()> {
+    let port = free_port()?;
+    let mut config = cx.pod_config().own_network().port(Protocol::Tcp, 80, port.into());
+    config.port_mappings.first_mut().context("no port")?.host_ip = String::from(crate::isolation::NODE_IP);
+    let pod = cx.pod_of(config).await?;
+    web(&cx, &pod).await?;
+    served(&format!("{}:{port}", crate::isolation::NODE_IP)).await?;
+    let other = fetch(&format!("127.0.0.1:{port}")).await;
+    ensure!(other.is_err(), "the port of one address is served on another: {other:?}");
     Ok(())
 }
 

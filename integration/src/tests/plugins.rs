@@ -1,7 +1,7 @@
 //! Faulty CNI plugins, the environment of plugins, and DEL after a lost configuration or a failure.
 
 use anyhow::{Context as _, Result};
-use cri_api::v1::Protocol;
+use cri_api::v1::{DnsConfig, Protocol};
 use serde_json::json;
 
 use super::network::{ip, network_becomes};
@@ -20,6 +20,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(garbage_plugin).own(),
         test!(missing_plugin).own(),
         test!(plugin_sees_the_pod).own(),
+        test!(plugin_sees_ports_and_dns).own(),
         test!(deletion_without_configuration).own(),
         test!(deletion_is_retried).own(),
     ]
@@ -116,6 +117,49 @@ async fn plugin_sees_the_pod(cx: Context) -> Result<()> {
         "DEL for pod {} had the environment\n{deleted}",
         pod.id
     );
+    Ok(())
+}
+
+async fn plugin_sees_ports_and_dns(cx: Context) -> Result<()> {
+    let seen = cx.node.paths.dir.join("seen");
+    let body = format!(
+        "cat > {0}.$CNI_COMMAND; echo '{{\"cniVersion\":\"1.0.0\",\"interfaces\":[{{\"name\":\"eth0\",\"sandbox\":\"x\"}}],\"ips\":[{{\"address\":\"10.9.8.7/24\",\"interface\":0}},{{\"address\":\"fd00::7/64\",\"interface\":0}}]}}'",
+        seen.display()
+    );
+    cx.node.network.script("spy", &body)?;
+    cx.node.network.uninstall()?;
+    let capabilities = json!({"portMappings": true, "dns": true});
+    cx.node.network.conflist("10-spy.conflist", &json!([{"type": "spy", "capabilities": capabilities}]))?;
+    network_becomes(&cx, true).await?;
+    let mut config = cx
+        .pod_config()
+        .own_network()
+        .port(Protocol::Sctp, 36412, 30412)
+        .port(Protocol::Udp, 53, 30053)
+        .port(Protocol::Tcp, 80, 30080)
+        .port(Protocol::Tcp, 81, 0);
+    config.port_mappings.first_mut().context("no port")?.host_ip = String::from("fd00::1");
+    config.dns_config = Some(DnsConfig {
+        servers: vec![String::from("10.10.10.10")],
+        searches: vec![String::from("cluster.local")],
+        options: vec![String::from("ndots:5")],
+    });
+    let pod = cx.pod_of(config).await?;
+    let network = cx.cri.pod_status(&pod.id).await?.status.and_then(|it| it.network).context("no network")?;
+    let others: Vec<&str> = network.additional_ips.iter().map(|it| it.ip.as_str()).collect();
+    ensure!(network.ip == "10.9.8.7" && others == ["fd00::7"], "the addresses are {network:?}");
+    let added: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(format!("{}.ADD", seen.display()))?)?;
+    let wanted = json!({
+        "portMappings": [
+            {"hostPort": 30412, "containerPort": 36412, "protocol": "sctp", "hostIP": "fd00::1"},
+            {"hostPort": 30053, "containerPort": 53, "protocol": "udp", "hostIP": ""},
+            {"hostPort": 30080, "containerPort": 80, "protocol": "tcp", "hostIP": ""},
+        ],
+        "dns": {"servers": ["10.10.10.10"], "searches": ["cluster.local"], "options": ["ndots:5"]},
+    });
+    ensure!(added["runtimeConfig"] == wanted, "ADD had {}", added["runtimeConfig"]);
+    cx.cri.drop_pod(&pod.id).await?;
     Ok(())
 }
 

@@ -35,6 +35,7 @@ fn own_client() -> Vec<Test> {
         test!(attach_ends_stdin_once).ours(),
         test!(attach_to_a_terminal).ours(),
         test!(attach_without_reading).ours(),
+        test!(attach_without_an_input).ours(),
         test!(attach_again_after_a_restart).own(),
         test!(url_is_used_once).ours(),
         test!(forward_to_a_pods_network).ours(),
@@ -273,6 +274,26 @@ async fn attach_without_reading(cx: Context) -> Result<()> {
     cx.said(&id, "finished").await?;
     drop(slow);
     cx.exec_works(&id).await
+}
+
+/// What is typed to a container without a standard input is dropped, and its output comes all the same.
+async fn attach_without_an_input(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let line = "read x && echo got $x; echo none; while :; do echo tick; sleep 0.05; done";
+    let id = cx.start(&pod, &cx.shell("one", line)).await?;
+    cx.said(&id, "none").await.context("its standard input is open")?;
+    let mut client = attached(&cx, &id, false).await?;
+    client.send(0, b"typed\n").await?;
+    client.until("tick").await?;
+    client.end(0).await?;
+    client.until("tick").await?;
+    cx.cri.stop(&id, 0).await?;
+    let ended = client.rest().await?;
+    ensure!(
+        ended.status["status"] == "Success" && !ended.text().contains("typed"),
+        "the attach ended with {ended:?}"
+    );
+    Ok(())
 }
 
 async fn attach_again_after_a_restart(cx: Context) -> Result<()> {

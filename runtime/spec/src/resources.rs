@@ -86,7 +86,7 @@ impl Mode {
     }
 }
 
-/// The files of cgroup v1. `unified` has no effect there (CRI): a create skips it, and who updates refuses it.
+/// The files of cgroup v1. `unified` names files of v2, so there are none for it: who has such a request refuses it.
 pub fn v1(resources: &Resources, mode: Mode) -> Vec<Write> {
     let mut writes = Vec::new();
     let mut put = |controller: &str, file: &str, value: String, field: &str, optional| {

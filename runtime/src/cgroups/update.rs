@@ -24,6 +24,14 @@ struct Target<'a> {
 }
 
 impl Cgroups {
+    /// Refuses resources of a new container at `path` that this host has no files for at all.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] for `unified`, which names files of cgroup v2.
+    pub(crate) fn check_new(path: &str, resources: &Resources) -> Result<(), Error> {
+        no_unified(path, "config.linux.resources", resources)
+    }
+
     /// Applies an update to an existing leaf. Returns the limits that were skipped because this host has no files for
     /// them.
     ///
@@ -116,18 +124,23 @@ impl Cgroups {
     }
 }
 
-/// The files of an update. `unified` names files of cgroup v2. On create it has no effect on v1, as CRI says, because a
-/// pod may come from a manifest for both; an update that says it did something must have done it.
+/// The files of an update.
 fn writes(path: &str, update: &Resources) -> Result<Vec<Write>, Error> {
-    if let Some((file, value)) = update.unified.first_key_value() {
-        return Err(Error::Limit {
-            field: "linux.unified".to_owned(),
-            value: format!("{file}={value}"),
-            reason: "this host has cgroup v1, and `unified` sets files of cgroup v2".to_owned(),
-            path: PathBuf::from(path),
-        });
-    }
+    no_unified(path, "linux", update)?;
     Ok(spec::resources::v1(update, Mode::Update))
+}
+
+/// `unified` names files of cgroup v2, and no call may say that it has set what it has not. `message` has the field.
+fn no_unified(path: &str, message: &str, resources: &Resources) -> Result<(), Error> {
+    let Some((file, value)) = resources.unified.first_key_value() else {
+        return Ok(());
+    };
+    Err(Error::Limit {
+        field: format!("{message}.unified"),
+        value: format!("{file}={value}"),
+        reason: "this host has cgroup v1, and `unified` sets files of cgroup v2".to_owned(),
+        path: PathBuf::from(path),
+    })
 }
 
 /// The value of the same file in the cgroup above.

@@ -8,7 +8,7 @@ use super::life::StartError;
 use super::plan::memfd;
 use super::recorder::{self, Recorder};
 use super::volume_watch::{self, Hanging, Volume};
-use crate::cgroups::{Limits, host_devices};
+use crate::cgroups::{Cgroups, Limits, host_devices};
 use crate::error::{Error, ErrorKind};
 use crate::seccomp::Compiled;
 use crate::shims::Client;
@@ -181,6 +181,16 @@ async fn host_files(context: &Arc<Context>, record: &ContainerRecord) -> Result<
     Ok(HostFiles { seccomp, devices: devices.await? })
 }
 
+/// What the cgroup of a new container limits.
+fn limits(record: &ContainerRecord, devices: &[HostDevice]) -> Result<Limits, Error> {
+    let config = &record.config;
+    Cgroups::check_new(&record.cgroup, &config.resources)?;
+    Ok(Limits {
+        writes: spec::resources::v1(&config.resources, spec::resources::Mode::Create),
+        devices: spec::devices::rules(&config.devices, config.security.privileged, devices)?,
+    })
+}
+
 /// Creates the folders and the leaf cgroup, records the intent, and computes the plan. Blocking.
 fn prepare(
     context: &Context,
@@ -190,10 +200,7 @@ fn prepare(
 ) -> Result<Prepared, Error> {
     let Sources { image, rootfs, layers, host: HostFiles { seccomp, devices } } = sources;
     let config = &record.config;
-    let limits = Limits {
-        writes: spec::resources::v1(&config.resources, spec::resources::Mode::Create),
-        devices: spec::devices::rules(&config.devices, config.security.privileged, &devices)?,
-    };
+    let limits = limits(&record, &devices)?;
     let facts = ImageFacts {
         entrypoint: image.config.entrypoint.clone(),
         cmd: image.config.cmd.clone(),

@@ -21,7 +21,7 @@ async fn linux(cx: &Context, pod: &str) -> Result<api::LinuxPodSandboxStats> {
     stats(cx, pod).await?.linux.context("stats without `linux`: kubelet would panic")
 }
 
-fn value(value: Option<api::UInt64Value>, what: &str) -> Result<u64> {
+pub(super) fn value(value: Option<api::UInt64Value>, what: &str) -> Result<u64> {
     Ok(value.with_context(|| format!("no {what}"))?.value)
 }
 

@@ -92,9 +92,16 @@ fn privileged_update_is_all_or_nothing() {
     let error = cgroup.cgroups.update(&path, &wrong).unwrap_err().to_string();
     assert!(error.starts_with("linux.cpuset_mems: \"4095\" cannot be set"), "{error}");
     assert_eq!(values(&cgroup, &path), before);
-    let unified = [("memory.high".to_owned(), "1".to_owned())].into();
-    let error = cgroup.cgroups.update(&path, &Resources { unified, ..new.clone() }).unwrap_err().to_string();
+    let unified: std::collections::BTreeMap<_, _> = [("memory.high".to_owned(), "1".to_owned())].into();
+    let error = cgroup
+        .cgroups
+        .update(&path, &Resources { unified: unified.clone(), ..new.clone() })
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("linux.unified") && error.contains("cgroup v1"), "{error}");
+    let error = Cgroups::check_new(&path, &Resources { unified, ..new.clone() }).unwrap_err().to_string();
+    assert!(error.starts_with("config.linux.resources.unified: \"memory.high=1\""), "{error}");
+    Cgroups::check_new(&path, &new).unwrap();
     assert_eq!(values(&cgroup, &path), before);
 
     cgroup.cgroups.update(&path, &new).unwrap();

@@ -232,6 +232,7 @@ fn container_record(config: model::ContainerConfig) -> ContainerRecord {
 }
 
 mod hostile;
+mod profiles;
 mod refusals;
 mod replies;
 mod updates;

@@ -343,16 +343,21 @@ fn images() {
         image: spec("r.local/x"),
         auth: Some(cri::AuthConfig {
             username: "u".into(),
+            password: "p".into(),
+            auth: "a".into(),
+            server_address: "s".into(),
+            identity_token: "i".into(),
             registry_token: "t".into(),
-            ..Default::default()
         }),
         sandbox_config: Some(full_pod()),
     })
     .unwrap();
     let auth = auth.unwrap();
+    assert_eq!(name, "r.local/x");
+    let given = [auth.username, auth.password, auth.auth, auth.server_address, auth.identity_token];
     assert_eq!(
-        (name.as_str(), auth.username.as_str(), auth.registry_token.as_str()),
-        ("r.local/x", "u", "t")
+        (given.as_slice(), auth.registry_token.as_str()),
+        (["u", "p", "a", "s", "i"].map(String::from).as_slice(), "t")
     );
     refused(image_name(None), &["image: absent"]);
     refused(image_name(spec("")), &["image.image: absent"]);

@@ -1,0 +1,81 @@
+//! The credentials of PullImage, at a registry that asks for them.
+
+use anyhow::{Context as _, Result};
+use cri_api::v1 as api;
+
+use crate::context::Context;
+use crate::expect::ensure;
+use crate::gate::{Gate, IDENTITY, Scheme, TOKEN};
+use crate::runner::{Test, test};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![test!(user_and_password).ours(), test!(tokens).ours()]
+}
+
+fn user(password: &str) -> api::AuthConfig {
+    api::AuthConfig { username: "user".to_owned(), password: password.to_owned(), ..Default::default() }
+}
+
+/// A pull with these credentials must succeed, or fail without showing them.
+async fn pulls(cx: &Context, gate: &Gate, auth: Option<api::AuthConfig>, wanted: bool) -> Result<()> {
+    let image = format!("127.0.0.1:{}/number-3:1", gate.port);
+    let request = api::PullImageRequest {
+        image: Some(api::ImageSpec { image: image.clone(), ..Default::default() }),
+        auth: auth.clone(),
+        sandbox_config: None,
+    };
+    let pulled = cx.cri.images.clone().pull_image(request).await;
+    ensure!(pulled.is_ok() == wanted, "with the credentials {auth:?}: {pulled:?}");
+    match pulled {
+        Ok(reply) => {
+            let id = &cx.fixture.entry("number-3", "1")?.image.id;
+            ensure!(reply.get_ref().image_ref == *id, "{:?} came instead of {id}", reply.get_ref());
+            cx.cri.remove_image(&image).await?;
+        }
+        Err(error) => {
+            let text = error.message();
+            ensure!(
+                text.contains(&image) && !text.contains("hunter2") && !text.contains(TOKEN),
+                "the error is {text}"
+            );
+        }
+    }
+    Ok(())
+}
+
+async fn user_and_password(cx: Context) -> Result<()> {
+    let gate = Gate::start(cx.fixture.registry.port, Scheme::Basic).await?;
+    let at = |server: String| Some(api::AuthConfig { server_address: server, ..user("secret") });
+    // user:secret
+    let joint = api::AuthConfig { auth: "dXNlcjpzZWNyZXQ=".to_owned(), ..Default::default() };
+    for (what, auth, wanted) in [
+        ("none", None, false),
+        ("user and password", Some(user("secret")), true),
+        ("another password", Some(user("hunter2")), false),
+        ("both in one field", Some(joint), true),
+        ("for this server", at(format!("http://127.0.0.1:{}", gate.port)), true),
+        ("for another server", at("https://registry.example".to_owned()), false),
+    ] {
+        pulls(&cx, &gate, auth, wanted).await.context(what)?;
+    }
+    Ok(())
+}
+
+async fn tokens(cx: Context) -> Result<()> {
+    let gate = Gate::start(cx.fixture.registry.port, Scheme::Token).await?;
+    let identity =
+        |token: &str| Some(api::AuthConfig { identity_token: token.to_owned(), ..Default::default() });
+    let registry =
+        |token: &str| Some(api::AuthConfig { registry_token: token.to_owned(), ..Default::default() });
+    for (what, auth, wanted) in [
+        ("none", None, false),
+        ("user and password", Some(user("secret")), true),
+        ("an identity token", identity(IDENTITY), true),
+        ("another identity token", identity("hunter2"), false),
+        ("a registry token", registry(TOKEN), true),
+        ("another registry token", registry("hunter2"), false),
+    ] {
+        pulls(&cx, &gate, auth, wanted).await.context(what)?;
+    }
+    Ok(())
+}
