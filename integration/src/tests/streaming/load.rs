@@ -35,8 +35,9 @@ const CONNECTIONS: usize = 100;
 const EXECS: usize = 50;
 /// Most KiB by which the daemon and its shims may have grown afterwards, each.
 const GROWTH: u64 = 1024;
-/// Connections without a valid URL, more than the server accepts of all kinds.
-const REFUSED: usize = 1200;
+/// Connections without a valid URL: more than the server has sessions (1,024), and so few that the kernel's queue (128) takes the
+/// rest if the server accepts no more. Then the next client connects, and waits.
+const REFUSED: usize = 1100;
 /// The server's port in the pod.
 const PORT: u16 = 7004;
 
