@@ -100,7 +100,8 @@ impl Client {
             let mut content = vec![0; length.try_into()?];
             self.socket.read_exact(&mut content)?;
             let text = String::from_utf8_lossy(&content).into_owned();
-            ensure!(id != ERROR || text.is_empty(), "the server says: {text}");
+            // copepod's status begins with white space, at once.
+            ensure!(id != ERROR || text.trim().is_empty(), "the server says: {text}");
             // RST_STREAM and GOAWAY: nothing more would come.
             ensure!(!matches!((a & 0x80, d), (0x80, 3 | 7)), "the server gave up, with frame {d}: {text:?}");
         }

@@ -269,7 +269,7 @@ impl Forwarding {
         while !reset.initialized() {
             let count = match socket.try_io(Interest::READABLE, || conduit.fill(socket)) {
                 Ok(count @ 1..) => count,
-                // The read that comes next sees the end, or the error, again.
+                // The read that comes next sees the end, also after an error, which the kernel tells once.
                 Ok(0) | Err(_) => return Ok(()),
             };
             if !self.link.send_through(&conduit, count, |session| session.head(id, count)).await? {
