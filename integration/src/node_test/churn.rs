@@ -45,7 +45,8 @@ const BAD: [&str; 20] = [
 ];
 
 /// Pods that cause errors on purpose, and the image that is missing at first. Lines that name them are not counted.
-const PROVOKED: [&str; 4] = ["wrong-image-node1", "comes-later", "probe-fails-node1", "waits-node1"];
+const PROVOKED: [&str; 5] =
+    ["wrong-image-node1", "comes-later", "probe-fails-node1", "waits-node1", "overlaid-node1"];
 
 /// Pods whose manifests were removed before copepod was first killed.
 const GONE: [&str; 3] = ["waits-node1", "probe-fails-node1", "graceful-node1"];

@@ -25,6 +25,7 @@ fn own_client() -> Vec<Test> {
     vec![
         test!(exec_streams_and_code).ours(),
         test!(exec_with_a_terminal).ours(),
+        test!(exec_starts_with_the_terminals_size).ours(),
         test!(exec_of_much).ours(),
         test!(exec_whose_client_vanishes).ours(),
         test!(exec_whose_child_goes_on_writing).ours(),
@@ -91,6 +92,18 @@ async fn exec_with_a_terminal(cx: Context) -> Result<()> {
     client.send(0, &[3]).await?;
     let ended = client.rest().await?;
     ensure!(ended.code()? == 130, "Ctrl-C gave {}", ended.status);
+    Ok(())
+}
+
+/// A program may ask for the size as soon as it runs (<https://github.com/docker/cli/issues/3554>).
+async fn exec_starts_with_the_terminals_size(cx: Context) -> Result<()> {
+    let id = sleeper(&cx).await?;
+    for width in 60..80 {
+        let mut client = session(&cx, &id, "exec stty size", true).await?;
+        client.resize(width, 33).await?;
+        let ended = client.rest().await?;
+        ensure!(ended.text().trim() == format!("33 {width}"), "stty says {:?}", ended.text());
+    }
     Ok(())
 }
 

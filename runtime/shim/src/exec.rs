@@ -8,8 +8,9 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::termios::{Winsize, tcsetwinsize};
 use sys::namespace::{Kinds, Namespaces};
-use wire::{ErrorKind, ExecPlan};
+use wire::{ErrorKind, ExecPlan, TerminalSize};
 
 use crate::failure::{failure, refusal};
 use crate::packet::{Reporter, read_plan};
@@ -103,6 +104,10 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
     if plan.process.terminal {
         let devpts = sys::mount::open_path(Path::new("/dev/pts")).map_err(at("pty"))?;
         let pty = sys::pty::open_in(devpts.as_fd()).map_err(at("pty"))?;
+        if let Some(TerminalSize { columns, rows }) = plan.size {
+            let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+            tcsetwinsize(&pty.master, size).map_err(io::Error::from).map_err(at("pty"))?;
+        }
         master = Some(pty.master);
         streams = [&pty.slave, &pty.slave, &pty.slave]
             .into_iter()

@@ -46,6 +46,7 @@ fn plans_of_a_later_daemon_are_refused_as_a_whole() {
         process: process(&["true"]),
         user: model::User::default(),
         mapping: None,
+        size: None,
     })
     .unwrap();
     exec["cgroup"] = "other".into();
@@ -195,6 +196,7 @@ fn a_full_table_of_execs_is_reported_and_recovers() {
         process: process(&["sleep", "1001"]),
         user: model::User::default(),
         mapping: None,
+        size: None,
     });
     let null = std::fs::File::open("/dev/null").unwrap();
     let fds = [plan.as_fd(), null.as_fd(), null.as_fd(), null.as_fd()];

@@ -237,6 +237,7 @@ fn an_exec_that_is_starting_is_killed() {
             process: process(&["sleep", "900"]),
             user: model::User::default(),
             mapping: None,
+            size: None,
         });
         let null = std::fs::File::open("/dev/null").unwrap();
         let (plan, null) = (plan.as_fd(), null.as_fd());

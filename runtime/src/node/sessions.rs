@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
-use streaming::remote::Streams;
+use streaming::remote::{Size, Streams};
 use streaming::server::{Command, Network, Pending, Process};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -24,12 +24,12 @@ pub(crate) struct Exec {
 
 impl Command for Exec {
     /// The container may have ended since the request.
-    fn start(self: Box<Self>) -> Pending<Result<Process, String>> {
+    fn start(self: Box<Self>, size: Option<Size>) -> Pending<Result<Process, String>> {
         let Self { node, container, cmd, streams } = *self;
         Box::pin(async move {
             let started = async {
                 let ticket = node.ticket(&container).await?;
-                pod::exec::session(&node.0.context, ticket, cmd, streams).await
+                pod::exec::session(&node.0.context, ticket, cmd, streams, size).await
             };
             started.await.map_err(|error: Error| error.text())
         })
@@ -45,7 +45,8 @@ pub(crate) struct Attach {
 }
 
 impl Command for Attach {
-    fn start(self: Box<Self>) -> Pending<Result<Process, String>> {
+    /// The container has its terminal already, so that its size is set afterwards.
+    fn start(self: Box<Self>, _size: Option<Size>) -> Pending<Result<Process, String>> {
         let Self { node, container, streams } = *self;
         Box::pin(async move {
             let attached = async { pod::attach::attach(node.ticket(&container).await?, streams).await };

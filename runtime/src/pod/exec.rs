@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
-use wire::{ExecPlan, ProcessPlan, Request};
+use wire::{ExecPlan, ProcessPlan, Request, TerminalSize};
 
 /// Time limit from the exec request to execve.
 const START: Duration = Duration::from_secs(30);
@@ -165,7 +165,7 @@ async fn killed(guard: &mut Guard) -> &'static str {
 
 /// Creates the plan and the pipes. Blocking.
 fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Result<Prepared, Error> {
-    let plan = plan(context, record, cmd, false)?;
+    let plan = plan(context, record, cmd, false, None)?;
     let ((stdout, out), (stderr, err)) = (pipe()?, pipe()?);
     let null = context.dev_null.try_clone().map_err(|error| Error::of("copy /dev/null", error))?;
     Ok(Prepared { fds: vec![plan, null, out, err], stdout, stderr })
@@ -182,6 +182,7 @@ fn plan(
     record: &ContainerRecord,
     cmd: Vec<Text>,
     terminal: bool,
+    size: Option<TerminalSize>,
 ) -> Result<OwnedFd, Error> {
     let template = record.exec_template.clone().unwrap_or_default();
     let template: ProcessPlan = serde_json::from_value(template).map_err(|error| {
@@ -196,7 +197,7 @@ fn plan(
     };
     let seccomp = seccomp.map(|compiled| compiled.program.clone());
     let process = spec::exec(&template, seccomp, cmd, terminal);
-    let plan = ExecPlan { process, user: record.user.clone(), mapping: security.namespaces.mapping() };
+    let plan = ExecPlan { process, user: record.user.clone(), mapping: security.namespaces.mapping(), size };
     memfd("exec-plan", &plan)
 }
 

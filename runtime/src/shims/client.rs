@@ -119,6 +119,7 @@ pub(crate) struct Client {
     /// The shim's pidfd: readable once it has ended.
     process: Arc<AsyncFd<OwnedFd>>,
     pid: u32,
+    sets_terminal_size: bool,
 }
 
 /// An exec that was started.
@@ -190,7 +191,8 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
             Err(error) => tracing::info!(pod = %id, %error, "connection to the shim lost"),
         }
     });
-    let client = Client { outgoing, process: Arc::new(process), pid: hello.pid };
+    let sets_terminal_size = hello.has(wire::feature::TERMINAL_SIZE);
+    let client = Client { outgoing, process: Arc::new(process), pid: hello.pid, sets_terminal_size };
     if !hello.has(wire::feature::STRICT_PLANS) {
         tracing::warn!(
             pod = %pod, build = hello.build,
@@ -207,12 +209,17 @@ impl Client {
     pub(crate) fn unconnected() -> io::Result<Self> {
         let pid = std::process::id();
         let process = super::watched(sys::pidfd::open(pid)?, Interest::READABLE)?;
-        Ok(Self { outgoing: mpsc::channel(1).0, process: Arc::new(process), pid })
+        Ok(Self { outgoing: mpsc::channel(1).0, process: Arc::new(process), pid, sets_terminal_size: false })
     }
 
     /// The shim's pid.
     pub(crate) fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Whether the shim takes the size of a terminal with the exec ([`wire::ExecPlan::size`]).
+    pub(crate) fn sets_terminal_size(&self) -> bool {
+        self.sets_terminal_size
     }
 
     /// Resolves when the shim's process has ended.

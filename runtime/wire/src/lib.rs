@@ -24,6 +24,6 @@ pub use message::{
 };
 pub use plan::{
     CapSets, CgroupMember, CgroupPlan, ContainerPlan, DeviceNode, ExecPlan, LogPlan, MountKind, MountPlan,
-    NamespacePlan, NamespaceSource, PausePlan, ProcessPlan, Rlimit, RootfsPlan, SeccompProgram, UserPlan,
-    parse_plan,
+    NamespacePlan, NamespaceSource, PausePlan, ProcessPlan, Rlimit, RootfsPlan, SeccompProgram, TerminalSize,
+    UserPlan, parse_plan,
 };

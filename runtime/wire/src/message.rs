@@ -87,8 +87,10 @@ pub mod feature {
     /// [`super::Request::Attach`] and [`super::Request::CloseStdin`] are carried out. A shim without this feature
     /// replies that it does not support them.
     pub(super) const ATTACH: &str = "attach";
+    /// [`crate::ExecPlan::size`] is set before the process starts. A shim without this feature refuses plans that have it.
+    pub const TERMINAL_SIZE: &str = "terminal-size";
     /// All features of this build.
-    pub const ALL: [&str; 4] = [STARTED_EVENT, STRICT_PLANS, EXEC_DEADLINE, ATTACH];
+    pub const ALL: [&str; 5] = [STARTED_EVENT, STRICT_PLANS, EXEC_DEADLINE, ATTACH, TERMINAL_SIZE];
 }
 
 /// An object that a shim holds.

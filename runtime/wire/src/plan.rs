@@ -361,6 +361,19 @@ pub struct ExecPlan {
     /// The mapping of the container's user namespace, if it has one ([`NamespacePlan::user`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mapping: Option<UserMapping>,
+    /// The first size of its terminal. (Feature `terminal-size`.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<TerminalSize>,
+}
+
+/// The size of a terminal, in characters (`struct winsize`, ioctl_tty(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TerminalSize {
+    /// Columns.
+    pub columns: u16,
+    /// Rows.
+    pub rows: u16,
 }
 
 /// The plan of pause.

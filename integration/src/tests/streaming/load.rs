@@ -1,12 +1,13 @@
 //! Many sessions at a time, and clients that vanish or stop: what is left of them afterwards.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::Command;
 use tokio::task::JoinSet;
 
 use super::forward::Server;
@@ -15,7 +16,6 @@ use crate::clientgo::{Cut, Forwarder, Session, USUAL};
 use crate::context::{Context, Pod};
 use crate::echo;
 use crate::expect::ensure;
-use crate::isolation::command;
 use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, PodExt as _};
@@ -253,21 +253,30 @@ async fn clients_that_vanish_leave_nothing(cx: Context) -> Result<()> {
 
 /// Clients without a valid URL that are refused and stay connected, as any process on the node can be.
 async fn refused_clients_keep_nobody_out(cx: Context) -> Result<()> {
-    // The soft limit of this program: one descriptor for each, and some thousand for the rest.
-    command("prlimit", &["--pid", &std::process::id().to_string(), "--nofile=4096:"])?;
     let rig = Rig::new(cx).await?;
     let url = streaming::exec(&rig.cx.cri, &rig.id, &["/bin/true"], false).await?;
     let rest = url.strip_prefix("http://").context("no http URL")?;
     let (address, _) = rest.split_once('/').context("no path")?;
-    let mut refused = Vec::new();
-    for _ in 0..REFUSED {
-        let mut socket = TcpStream::connect(address).await?;
-        socket.write_all(b"GET /exec/AAAAAAAAAAAAAAAAAAAAAA HTTP/1.1\r\nHost: x\r\n\r\n").await?;
-        refused.push(socket);
-    }
+    let (host, port) = address.rsplit_once(':').context("no port")?;
+    // In a shell of their own, as their descriptors may be more than this program's soft limit.
+    let script = format!(
+        "ulimit -Sn 4096; for i in $(seq {REFUSED}); do exec {{fd}}<>/dev/tcp/{host}/{port}; \
+         printf 'GET /exec/AAAAAAAAAAAAAAAAAAAAAA HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n' >&$fd; done; echo all; read -r"
+    );
+    let mut refused = Command::new("bash")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut line = String::new();
+    let stdout = refused.stdout.take().context("no stdout")?;
+    tokio::time::timeout(secs(30), BufReader::new(stdout).read_line(&mut line)).await??;
+    ensure!(line == "all\n", "the shell says {line:?}");
     let exec = async { Client::connect(&url, V5).await?.rest().await };
     let ended = tokio::time::timeout(secs(5), exec).await.context("beside clients that were refused")??;
     ensure!(ended.code()? == 0, "the status is {}", ended.status);
-    drop(refused);
+    drop(refused.stdin.take());
+    refused.wait().await?;
     rig.settled().await
 }

@@ -363,7 +363,7 @@ impl Pod {
         id: &ContainerId,
         args: &[&str],
     ) -> Result<(i32, String, String), wire::Failure> {
-        let plan = ExecPlan { process: process(args), user: self.user.clone(), mapping: None };
+        let plan = ExecPlan { process: process(args), user: self.user.clone(), mapping: None, size: None };
         let (mut out, stdout) = std::io::pipe().unwrap();
         let (mut err, stderr) = std::io::pipe().unwrap();
         let null = fs::File::open("/dev/null").unwrap();
@@ -393,7 +393,8 @@ impl Pod {
         id: &ContainerId,
         args: &[&str],
     ) -> (u32, std::io::PipeReader) {
-        let plan = memfd(&ExecPlan { process: process(args), user: self.user.clone(), mapping: None });
+        let plan =
+            memfd(&ExecPlan { process: process(args), user: self.user.clone(), mapping: None, size: None });
         let (out, end) = std::io::pipe().unwrap();
         let null = fs::File::open("/dev/null").unwrap();
         let request = Request::Exec { exec: ExecId(number), container: id.clone(), deadline_ms: None };

@@ -11,10 +11,10 @@ use model::{ContainerRecord, Text};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use streaming::remote::{Outcome, Streams};
+use streaming::remote::{Outcome, Size, Streams};
 use streaming::server::Process;
 use tokio::sync::oneshot;
-use wire::Request;
+use wire::{Request, TerminalSize};
 
 /// What the exec request needs, and the daemon's ends of the pipes that the client wants. With a terminal there are
 /// none.
@@ -33,10 +33,13 @@ pub(crate) async fn session(
     ticket: Ticket,
     cmd: Vec<Text>,
     streams: Streams,
+    size: Option<Size>,
 ) -> Result<Process, Error> {
     let Ticket { client, record } = ticket;
+    // Others get it afterwards, as a change.
+    let size = size.filter(|_| client.sets_terminal_size());
     let (shared, container, pod) = (Arc::clone(context), record.id.clone(), record.pod.clone());
-    let prepared = move || prepare(&shared, &record, cmd, streams);
+    let prepared = move || prepare(&shared, &record, cmd, streams, size);
     let Prepared { fds, stdin, stdout, stderr } =
         lanes::run(lanes::exec(), pod.as_str(), "prepare the exec", prepared).await?;
     let watch = |error: io::Error| Error::of("watch the streams of the exec", error);
@@ -70,10 +73,16 @@ fn prepare(
     record: &ContainerRecord,
     cmd: Vec<Text>,
     streams: Streams,
+    size: Option<Size>,
 ) -> Result<Prepared, Error> {
     let Streams { stdin, stdout, stderr, tty } = streams;
-    let mut prepared =
-        Prepared { fds: vec![plan(context, record, cmd, tty)?], stdin: None, stdout: None, stderr: None };
+    let size = size.map(|Size { width, height }| TerminalSize { columns: width, rows: height });
+    let mut prepared = Prepared {
+        fds: vec![plan(context, record, cmd, tty, size)?],
+        stdin: None,
+        stdout: None,
+        stderr: None,
+    };
     if tty {
         return Ok(prepared);
     }

@@ -19,8 +19,9 @@ pub type Source = Box<dyn AsyncRead + Send + Unpin>;
 /// What a URL of exec or attach stands for.
 pub trait Command: Send {
     /// Starts the process, or attaches to it; called when the client has created its streams. The error is shown to the
-    /// user as it is. The result must come within a time that a client can wait for.
-    fn start(self: Box<Self>) -> Pending<Result<Process, String>>;
+    /// user as it is. The result must come within a time that a client can wait for. `size` is the terminal's, if the client
+    /// has sent one; it is set again afterwards ([`Process::resize`]).
+    fn start(self: Box<Self>, size: Option<Size>) -> Pending<Result<Process, String>>;
 }
 
 /// What a URL of port-forward stands for.

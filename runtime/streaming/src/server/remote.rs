@@ -11,11 +11,12 @@
 
 use std::convert::Infallible;
 use std::future::pending;
+use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{SetOnce, oneshot};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Shared;
 use super::backend::{Command, Process, Sink, Source};
@@ -36,8 +37,28 @@ const DRAIN: Duration = Duration::from_millis(100);
 /// process with `CAP_SYS_RESOURCE` has set a larger one.
 const REST: usize = 1024 * 1024;
 
+/// How long the size of a new terminal is waited for. Clients send it at once, and others still get their process.
+const SIZE: Duration = Duration::from_millis(50);
+
 /// What the client's input goes to.
 type Inputs = (Option<Sink>, Option<Box<dyn Fn(Size) + Send>>);
+
+/// A process that is not started yet.
+struct Start {
+    /// Starts it, with its terminal's size.
+    ready: oneshot::Sender<Option<Size>>,
+    started: oneshot::Receiver<Inputs>,
+    tty: bool,
+    /// The streams exist; the terminal's size is waited for until then.
+    until: Option<Instant>,
+}
+
+/// What the client's input goes to, and the size that the terminal gets next.
+struct Inlet {
+    start: Option<Start>,
+    inputs: Inputs,
+    size: Option<Size>,
+}
 
 /// Serves a session to its end. The process's streams are closed as soon as the client has left.
 pub(super) async fn run(
@@ -53,24 +74,25 @@ pub(super) async fn run(
     let link = Link::new(Session::new(protocol, streams), write, watch);
     let (ready, is_ready) = oneshot::channel();
     let (started, has_started) = oneshot::channel();
+    let start = Start { ready, started: has_started, tty: streams.tty, until: None };
     let process = async {
-        match timeout(shared.creation, is_ready).await {
-            Ok(Ok(())) => {}
+        let size = match timeout(shared.creation, is_ready).await {
+            Ok(Ok(size)) => size,
             // `input` has ended, and its result says why.
             Ok(Err(_)) => return pending().await,
             Err(_) => {
                 let text = format!("the client did not create all streams within {:?}", shared.creation);
                 return Ok(Outcome::Failed(text));
             }
-        }
-        match command.start().await {
+        };
+        match command.start(size).await {
             Ok(process) => output(&link, process, started).await,
             Err(why) => Ok(Outcome::Failed(why)),
         }
     };
     let outcome = tokio::select! {
         outcome = process => outcome,
-        Err(end) = input(&link, &mut read, early, ready, has_started) => Err(end),
+        Err(end) = input(&link, &mut read, early, start) => Err(end),
         Err(error) = link.keep_writing() => Err(End::Io(error)),
         end = link.idle(shared.idle) => Err(end),
         () = shared.stopping() => Err(End::Stopping),
@@ -98,48 +120,39 @@ async fn input(
     link: &Link<Session>,
     read: &mut RecvHalf,
     early: &[u8],
-    ready: oneshot::Sender<()>,
-    started: oneshot::Receiver<Inputs>,
+    start: Start,
 ) -> Result<Infallible, End> {
     let mut buffer = early.to_vec();
     let mut count = buffer.len();
     buffer.resize(count.max(READ), 0);
-    let mut start = Some((ready, started));
-    let (mut stdin, mut resize): Inputs = (None, None);
-    let mut size = None;
+    let mut inlet = Inlet { start: Some(start), inputs: (None, None), size: None };
     loop {
         let mut input = Input::new(buffer.get_mut(..count).unwrap_or_default());
         loop {
-            match link.with(|session| session.receive(&mut input))? {
-                Some(Event::Ready) => {
-                    let Some((ready, started)) = start.take() else { continue };
-                    // It fails only if nobody waits any more.
-                    let _told = ready.send(());
-                    match started.await {
-                        Ok(inputs) => (stdin, resize) = inputs,
-                        // It could not be started, and the client gets the reason.
-                        Err(_) => return pending().await,
-                    }
-                }
+            let event = link.with(|session| session.receive(&mut input))?;
+            if let Some(event) = &event {
+                inlet.start_at(event).await;
+            }
+            match event {
+                Some(Event::Ready | Event::Resize(_)) => {}
                 Some(Event::Stdin(bytes)) => {
-                    set(resize.as_deref(), &mut size);
-                    let Some(sink) = &mut stdin else { continue };
+                    inlet.resize();
+                    let Some(sink) = &mut inlet.inputs.0 else { continue };
                     let written = link::while_there(read, sink.write_all(&bytes)).await;
                     if written.ok_or(End::Left)?.is_err() {
-                        stdin = None;
+                        inlet.inputs.0 = None;
                         link.with(Session::drop_stdin);
                     }
                 }
-                Some(Event::StdinEnd) => stdin = None,
-                Some(Event::Resize(new)) => size = Some(new),
+                Some(Event::StdinEnd) => inlet.inputs.0 = None,
                 Some(Event::Gone) => return Err(End::Left),
                 None if input.is_empty() => break,
                 None => link.flush().await?,
             }
         }
-        set(resize.as_deref(), &mut size);
+        inlet.resize();
         link::share().await;
-        count = read.read(&mut buffer).await?;
+        count = inlet.read(read, &mut buffer).await?;
         if count == 0 {
             return Err(End::Left);
         }
@@ -147,10 +160,56 @@ async fn input(
     }
 }
 
-/// Sets the last size of several: each signals every process of the terminal's foreground group.
-fn set(resize: Option<&(dyn Fn(Size) + Send)>, size: &mut Option<Size>) {
-    if let (Some(resize), Some(size)) = (resize, size.take()) {
-        resize(size);
+impl Inlet {
+    /// Starts the process once its streams exist. With a terminal, the first of what the client sends is waited for: it
+    /// should be the size, which a process may ask for as soon as it runs.
+    async fn start_at(&mut self, event: &Event<'_>) {
+        if let Event::Resize(size) = event {
+            self.size = Some(*size);
+        }
+        let Some(start) = &mut self.start else { return };
+        match event {
+            Event::Ready => {
+                start.until = Some(Instant::now() + SIZE);
+                if start.tty && self.size.is_none() {
+                    return;
+                }
+            }
+            Event::Resize(_) | Event::Stdin(_) | Event::StdinEnd if start.until.is_some() => {}
+            _ => return,
+        }
+        self.start().await;
+    }
+
+    async fn start(&mut self) {
+        let Some(Start { ready, started, .. }) = self.start.take() else { return };
+        // It fails only if nobody waits any more.
+        let _told = ready.send(self.size);
+        match started.await {
+            Ok(inputs) => self.inputs = inputs,
+            // It could not be started, and the client gets the reason.
+            Err(_) => pending().await,
+        }
+    }
+
+    /// Reads from the client. A process whose terminal's size has not come in time is started without it.
+    async fn read(&mut self, read: &mut RecvHalf, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(until) = self.start.as_ref().and_then(|start| start.until) {
+            if let Ok(count) = timeout_at(until, read.read(buffer)).await {
+                return count;
+            }
+            self.start().await;
+        }
+        read.read(buffer).await
+    }
+
+    /// Sets the last size of several: each signals every process of the terminal's foreground group.
+    fn resize(&mut self) {
+        if let Some(resize) = &self.inputs.1
+            && let Some(size) = self.size.take()
+        {
+            resize(size);
+        }
     }
 }
 

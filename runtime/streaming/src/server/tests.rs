@@ -70,7 +70,8 @@ struct Fake {
 /// What happened to a process.
 #[derive(Debug, PartialEq, Eq)]
 enum Seen {
-    Started,
+    /// With its terminal's size, if that was known.
+    Started(Option<(u16, u16)>),
     Resized(u16, u16),
     /// Its streams were closed by the server.
     Closed,
@@ -93,10 +94,10 @@ fn command(script: Script) -> (Box<dyn Command>, mpsc::UnboundedReceiver<Seen>) 
 
 impl Command for Fake {
     #[expect(clippy::too_many_lines, reason = "one match over all scripts")]
-    fn start(self: Box<Self>) -> Pending<Result<Process, String>> {
+    fn start(self: Box<Self>, size: Option<Size>) -> Pending<Result<Process, String>> {
         Box::pin(async move {
             let Fake { script, seen } = *self;
-            seen.send(Seen::Started).unwrap();
+            seen.send(Seen::Started(size.map(|size| (size.width, size.height)))).unwrap();
             let (stdin, stdin_read) = duplex(PIPE);
             let (stdout, mut stdout_write) = duplex(PIPE);
             let (stderr, mut stderr_write) = duplex(PIPE);

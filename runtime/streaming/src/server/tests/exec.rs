@@ -84,7 +84,7 @@ async fn a_server_that_stops_says_so() {
     let serving = tokio::spawn(server.serve(async { drop(stopped.await) }));
     let server = Running { urls, task: serving };
     let mut session = Session::new(&server, ALL, Script::Hang, &NAMES).await;
-    assert_eq!(session.seen.recv().await, Some(Seen::Started));
+    assert_eq!(session.seen.recv().await, Some(Seen::Started(None)));
     stop.send(()).unwrap();
     let (status, ended) = stream(session.rest().await, 1);
     let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
@@ -98,7 +98,7 @@ async fn a_server_that_stops_says_so() {
 async fn a_lost_connection_is_no_success() {
     let server = server().await;
     let mut session = Session::new(&server, ALL, Script::Hang, &NAMES).await;
-    assert_eq!(session.seen.recv().await, Some(Seen::Started));
+    assert_eq!(session.seen.recv().await, Some(Seen::Started(None)));
     session.until(|sent| !stream(sent, 1).0.is_empty()).await;
     drop(server);
     let (status, ended) = stream(session.rest().await, 1);
@@ -118,7 +118,7 @@ async fn cat_over_spdy() {
     assert_eq!(stream(sent, 5), (b"hello\nbye\n".to_vec(), true));
     assert_eq!(stream(sent, 1), (json(&Outcome::Exit(0)), true));
     assert!(matches!(sent.last(), Some(Sent::GoAway(..))), "{sent:?}");
-    assert_eq!(session.seen.recv().await, Some(Seen::Started));
+    assert_eq!(session.seen.recv().await, Some(Seen::Started(None)));
     assert_eq!(session.seen.recv().await, Some(Seen::Closed));
 }
 
@@ -202,7 +202,7 @@ async fn a_session_without_traffic_ends() {
         tokio::time::sleep(idle / 3).await;
         session.send(&ping(2 * id + 1)).await;
     }
-    assert_eq!(session.seen.recv().await, Some(Seen::Started));
+    assert_eq!(session.seen.recv().await, Some(Seen::Started(None)));
     assert!(session.seen.try_recv().is_err(), "it runs");
     let (status, _) = stream(session.rest().await, 1);
     assert!(String::from_utf8_lossy(&status).contains("no traffic for"), "{status:?}");
@@ -216,7 +216,7 @@ async fn a_client_that_leaves_is_noticed() {
     // More than the process's pipe holds, and less than the sockets do.
     for sent in [0, 60_000] {
         let Session { mut client, mut seen, .. } = Session::new(&server, ALL, Script::Hang, &NAMES).await;
-        assert_eq!(seen.recv().await, Some(Seen::Started));
+        assert_eq!(seen.recv().await, Some(Seen::Started(None)));
         client.send(&data(3, 0, &vec![7; sent])).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         drop(client);
@@ -256,7 +256,7 @@ async fn a_slow_client_loses_nothing() {
     let out = vec![b'x'; 32_000_000];
     let script = Script::Exit(out.clone(), Vec::new(), 0);
     let mut slow = Session::new(&server, ALL, script, &NAMES).await;
-    assert_eq!(slow.seen.recv().await, Some(Seen::Started));
+    assert_eq!(slow.seen.recv().await, Some(Seen::Started(None)));
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(slow.seen.try_recv().is_err(), "the process waits");
     let mut other = Session::new(&server, ALL, Script::Cat, &NAMES).await;
@@ -291,15 +291,31 @@ async fn terminal_over_websocket() {
     let status = [&b"\x03"[..], &Outcome::Exit(0).json()].concat();
     assert!(sent.contains(&(BINARY, status)), "{sent:?}");
     assert_eq!(sent.last(), Some(&(CLOSE, vec![3, 232])));
-    assert_eq!(seen.recv().await, Some(Seen::Started));
+    assert_eq!(seen.recv().await, Some(Seen::Started(Some((80, 24)))));
     assert_eq!(seen.recv().await, Some(Seen::Resized(80, 24)));
+}
+
+/// A process with a terminal is started without a size if the client sends none, or other input first.
+#[tokio::test]
+async fn a_terminal_whose_size_does_not_come() {
+    let server = server().await;
+    for first in [None, Some(b"\0input first")] {
+        let (url, mut seen) = exec(&server, TERMINAL, Script::Hang);
+        let mut client = Client::upgraded("GET", &url, &websocket("v5.channel.k8s.io")).await;
+        if let Some(first) = first {
+            client.send(&message(BINARY, first)).await;
+        }
+        assert_eq!(timeout(STEP, seen.recv()).await.unwrap(), Some(Seen::Started(None)));
+        client.send(&message(BINARY, b"\x04{\"Width\":80,\"Height\":24}")).await;
+        assert_eq!(timeout(STEP, seen.recv()).await.unwrap(), Some(Seen::Resized(80, 24)));
+    }
 }
 
 #[tokio::test]
 async fn a_client_that_breaks_the_protocol_is_told() {
     let server = server().await;
     let mut session = Session::new(&server, ALL, Script::Hang, &NAMES).await;
-    assert_eq!(session.seen.recv().await, Some(Seen::Started));
+    assert_eq!(session.seen.recv().await, Some(Seen::Started(None)));
     session.send(&[0x80, 9, 0, 1, 0, 0, 0, 0]).await;
     let sent = session.rest().await;
     assert!(matches!(sent.last(), Some(Sent::GoAway(_, code)) if *code != 0), "{sent:?}");

@@ -109,7 +109,7 @@ async fn sessions_by_tls() {
             "all of the output"
         );
         assert!(contains(&received, b"error") && contains(&received, b"ExitCode"));
-        assert_eq!(seen.recv().await, Some(super::Seen::Started));
+        assert_eq!(seen.recv().await, Some(super::Seen::Started(None)));
     }
     let (url, _seen) = exec(&server, ALL, Script::Cat);
     let wrong = url.replace("/exec/", "/attach/");
@@ -148,7 +148,7 @@ async fn a_vanished_client_is_noticed() {
     let frames = [0x82, 0x82, 0, 0, 0, 0, 0, b'x'].repeat(64 * 1024);
     // It takes no more at some point.
     drop(timeout(std::time::Duration::from_millis(500), stream.write_all(&frames)).await);
-    assert_eq!(timeout(STEP, seen.recv()).await.unwrap(), Some(super::Seen::Started));
+    assert_eq!(timeout(STEP, seen.recv()).await.unwrap(), Some(super::Seen::Started(None)));
     drop(stream);
     assert_eq!(timeout(STEP, seen.recv()).await.expect("noticed"), Some(super::Seen::Closed));
 }
