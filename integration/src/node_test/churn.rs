@@ -85,6 +85,10 @@ async fn kubelet_logged_nothing_bad_so_far(rig: &Rig) -> Result<()> {
     let log = rig.kubelet.log();
     has_no_bad_lines(&log)?;
     let cancelled = log.lines().filter(|l| cancelled_by_kubelet(l)).count();
+    // Of the pod whose volume is refused.
+    let refused =
+        log.lines().filter(|l| l.contains("CreateContainer") && l.contains("pod default/overlaid-node1"));
+    let refused = refused.filter(|l| l.contains("from runtime service failed")).count();
     let metrics = rig.kubelet.metrics()?;
     let errors: Vec<&str> = metrics
         .lines()
@@ -97,6 +101,7 @@ async fn kubelet_logged_nothing_bad_so_far(rig: &Rig) -> Result<()> {
                 .any(|o| l.contains(o))
         })
         .filter(|l| !(l.contains("\"version\"") && l.ends_with(&format!(" {cancelled}"))))
+        .filter(|l| !(l.contains("\"create_container\"") && l.ends_with(&format!(" {refused}"))))
         .collect();
     ensure!(errors.is_empty(), "runtime operations failed: {errors:?}");
     Ok(())
