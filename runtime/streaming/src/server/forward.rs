@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::backend::Network;
 use super::conduit::{BULK, Conduit};
 use super::link::{self, End, Link};
-use super::socket::{RecvHalf, Shared as Socket, Stream};
+use super::socket::{RecvHalf, Socket, Stream};
 use super::watch::Watch;
 use super::{MAX_FORWARDED, Shared};
 use crate::forward::{Event, Id, Session};

@@ -136,24 +136,13 @@ impl<S: Outgoing> Link<S> {
         make: impl FnOnce(&mut S) -> Result<Option<Frame<'p>>, SendError>,
     ) -> io::Result<()> {
         let mut writer = self.writer.lock().await;
-        let frame = {
-            let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-            writer.take(&mut *session);
-            make(&mut session)
+        let Some(Frame { head, body }) = self.take(&mut writer, make) else {
+            return writer.write(&[]).await;
         };
-        match frame {
-            Ok(Some(Frame { head, body })) => {
-                writer.bytes.extend_from_slice(&head);
-                writer.write(&body).await?;
-                self.touch();
-                Ok(())
-            }
-            Ok(None) => writer.write(&[]).await,
-            Err(error) => {
-                tracing::error!(%error, "a frame of a streaming session was not sent");
-                writer.write(&[]).await
-            }
-        }
+        writer.bytes.extend_from_slice(&head);
+        writer.write(&body).await?;
+        self.touch();
+        Ok(())
     }
 
     /// As [`Link::send`], for a payload of `count` bytes in `conduit`, where they stay if no head is made; `false` then.
@@ -165,23 +154,28 @@ impl<S: Outgoing> Link<S> {
         make: impl FnOnce(&mut S) -> Result<Option<Head>, SendError>,
     ) -> io::Result<bool> {
         let mut writer = self.writer.lock().await;
-        let head = {
-            let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-            writer.take(&mut *session);
-            make(&mut session)
+        let Some(head) = self.take(&mut writer, make) else {
+            writer.write(&[]).await?;
+            return Ok(false);
         };
-        match head {
-            Ok(Some(head)) => {
-                writer.bytes.extend_from_slice(&head);
-                writer.write_through(conduit, count).await?;
-                self.touch();
-                return Ok(true);
-            }
-            Ok(None) => {}
-            Err(error) => tracing::error!(%error, "a frame of a streaming session was not sent"),
-        }
-        writer.write(&[]).await?;
-        Ok(false)
+        writer.bytes.extend_from_slice(&head);
+        writer.write_through(conduit, count).await?;
+        self.touch();
+        Ok(true)
+    }
+
+    /// Takes the session's output over, and then makes a frame, which follows it. An error is logged.
+    fn take<T>(
+        &self,
+        writer: &mut Writer,
+        make: impl FnOnce(&mut S) -> Result<Option<T>, SendError>,
+    ) -> Option<T> {
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.take(&mut *session);
+        make(&mut session).unwrap_or_else(|error| {
+            tracing::error!(%error, "a frame of a streaming session was not sent");
+            None
+        })
     }
 
     /// Whether the client's socket gets bytes as they are: the connection is not TLS.

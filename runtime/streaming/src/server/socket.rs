@@ -17,27 +17,28 @@ use super::watch::Watch;
 #[derive(Debug)]
 pub(super) enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<Shared>>),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 /// The half that receives.
 #[derive(Debug)]
 pub(super) enum RecvHalf {
     Plain(OwnedReadHalf),
-    Tls(ReadHalf<TlsStream<Shared>>, Shared),
+    Tls(ReadHalf<TlsStream<Socket>>, Socket),
 }
 
 /// The half that sends. What TLS has taken is only sent when the half is flushed.
 #[derive(Debug)]
 pub(super) enum SendHalf {
     Plain(OwnedWriteHalf),
-    Tls(WriteHalf<TlsStream<Shared>>),
+    Tls(WriteHalf<TlsStream<Socket>>),
 }
 
-/// The socket below TLS. It is shared, because [`RecvHalf::ready`] waits for its state beside the task that reads. At most
-/// one task reads and one writes at a time: the socket wakes only the last that has polled for either.
+/// A socket that several parts of a session use: the one below TLS, because [`RecvHalf::ready`] waits for its state beside
+/// the task that reads, and the one of a forwarded port. At most one task reads and one writes at a time: the socket wakes
+/// only the last that has polled for either.
 #[derive(Debug, Clone)]
-pub(super) struct Shared(Arc<TcpStream>);
+pub(super) struct Socket(Arc<TcpStream>);
 
 impl Stream {
     /// Does the TLS handshake, if TLS is configured.
@@ -46,7 +47,7 @@ impl Stream {
     /// The client has left, or offers nothing that this side accepts.
     pub(super) async fn accepted(stream: TcpStream, tls: Option<&Tls>) -> io::Result<Self> {
         let Some(tls) = tls else { return Ok(Self::Plain(stream)) };
-        let stream = tls.acceptor().accept(Shared(Arc::new(stream))).await?;
+        let stream = tls.acceptor().accept(Socket(Arc::new(stream))).await?;
         Ok(Self::Tls(Box::new(stream)))
     }
 
@@ -86,8 +87,8 @@ impl SendHalf {
     }
 }
 
-impl Shared {
-    /// A socket that several parts of a session use.
+impl Socket {
+    /// Shares a socket.
     pub(super) fn new(stream: TcpStream) -> Self {
         Self(Arc::new(stream))
     }
@@ -164,15 +165,12 @@ macro_rules! writes {
 writes!(Stream);
 writes!(SendHalf);
 
-impl AsyncRead for Shared {
+impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read(to.initialize_unfilled()) {
-                Ok(count) => {
-                    to.advance(count);
-                    return Poll::Ready(Ok(()));
-                }
+            match self.0.try_read_buf(to) {
+                Ok(_) => return Poll::Ready(Ok(())),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -180,7 +178,7 @@ impl AsyncRead for Shared {
     }
 }
 
-impl AsyncWrite for Shared {
+impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(from)])
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::super::link::LINGER;
@@ -29,6 +29,32 @@ async fn session(port: u16) -> (super::Running, Client, Spdy) {
     let server = server().await;
     let url = port_forward(&server, &[port]);
     (server, Client::upgraded("POST", &url, &spdy("portforward.k8s.io")).await, Spdy::new())
+}
+
+/// A session with one connection.
+struct Connected {
+    client: Client,
+    spdy: Spdy,
+    /// Its error stream.
+    error: u32,
+    /// Its data stream.
+    id: u32,
+    of_port: TcpStream,
+    _server: super::Running,
+}
+
+/// A session with one connection, on which the client has sent `first`.
+async fn connected(first: &[u8]) -> Connected {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (server, mut client, mut spdy) = session(port).await;
+    let (error, id, mut bytes) = open(&mut spdy, port, 0);
+    if !first.is_empty() {
+        bytes.extend(data(id, 0, first));
+    }
+    client.send(&bytes).await;
+    let (of_port, _) = timeout(STEP, listener.accept()).await.unwrap().unwrap();
+    Connected { client, spdy, error, id, of_port, _server: server }
 }
 
 #[tokio::test]
@@ -100,15 +126,10 @@ async fn a_port_without_an_answer_does_not_stop_the_others() {
 
 #[tokio::test]
 async fn a_reset_closes_the_connection_to_the_port() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let (_server, mut client, mut spdy) = session(port).await;
-    let (error, id, bytes) = open(&mut spdy, port, 0);
-    client.send(&[bytes, data(id, 0, b"x")].concat()).await;
-    let (mut stream_of_port, _) = timeout(STEP, listener.accept()).await.unwrap().unwrap();
-    stream_of_port.read_exact(&mut [0; 1]).await.unwrap();
+    let Connected { mut client, mut spdy, error, id, mut of_port, _server } = connected(b"x").await;
+    of_port.read_exact(&mut [0; 1]).await.unwrap();
     client.send(&reset(id)).await;
-    let end = timeout(STEP, stream_of_port.read(&mut [0; 1])).await.expect("the end");
+    let end = timeout(STEP, of_port.read(&mut [0; 1])).await.expect("the end");
     assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
     client.frames(&mut spdy, |sent| stream(sent, error).1).await;
 }
@@ -141,12 +162,7 @@ async fn a_reset_ends_a_download_without_an_end() {
 
 #[tokio::test]
 async fn the_port_may_end_first() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let (_server, mut client, mut spdy) = session(port).await;
-    let (error, id, bytes) = open(&mut spdy, port, 0);
-    client.send(&bytes).await;
-    let (mut of_port, _) = timeout(STEP, listener.accept()).await.unwrap().unwrap();
+    let Connected { mut client, mut spdy, error, id, mut of_port, _server } = connected(b"").await;
     of_port.write_all(b"greeting").await.unwrap();
     of_port.shutdown().await.unwrap();
     let sent = client.frames(&mut spdy, |sent| stream(sent, id).1).await;
@@ -163,11 +179,7 @@ async fn the_port_may_end_first() {
 
 #[tokio::test]
 async fn a_client_that_leaves_closes_its_connections() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let (_server, mut client, mut spdy) = session(port).await;
-    client.send(&open(&mut spdy, port, 0).2).await;
-    let (mut of_port, _) = timeout(STEP, listener.accept()).await.unwrap().unwrap();
+    let Connected { client, mut of_port, _server, .. } = connected(b"").await;
     drop(client);
     let end = timeout(STEP, of_port.read(&mut [0; 1])).await.expect("the end");
     assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
@@ -176,11 +188,7 @@ async fn a_client_that_leaves_closes_its_connections() {
 /// The client says that it leaves, and does not close.
 #[tokio::test]
 async fn a_client_that_says_goodbye_closes_its_connections() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let (_server, mut client, mut spdy) = session(port).await;
-    client.send(&open(&mut spdy, port, 0).2).await;
-    let (mut of_port, _) = timeout(STEP, listener.accept()).await.unwrap().unwrap();
+    let Connected { mut client, mut of_port, _server, .. } = connected(b"").await;
     let go_away = [0x80, 3, 0, 7, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0];
     client.send(&go_away).await;
     // Not only when this side no longer waits for the client.
@@ -233,12 +241,7 @@ fn many() -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn much_from_a_port() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let (_server, mut client, mut spdy) = session(port).await;
-    let (_, id, bytes) = open(&mut spdy, port, 0);
-    client.send(&bytes).await;
-    let (mut of_port, _) = timeout(STEP, listener.accept()).await.unwrap().unwrap();
+    let Connected { mut client, mut spdy, id, mut of_port, _server, .. } = connected(b"").await;
     let sending = tokio::spawn(async move {
         of_port.write_all(&many()).await.unwrap();
         of_port.shutdown().await.unwrap();
@@ -254,12 +257,7 @@ async fn much_from_a_port() {
 /// Part of it waits in the queue, part is written at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn much_to_a_port_that_pauses() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let (_server, mut client, mut spdy) = session(port).await;
-    let (_, id, bytes) = open(&mut spdy, port, 0);
-    client.send(&bytes).await;
-    let (mut of_port, _) = timeout(STEP, listener.accept()).await.unwrap().unwrap();
+    let Connected { mut client, id, mut of_port, _server, .. } = connected(b"").await;
     let reading = tokio::spawn(async move {
         let (mut all, mut part) = (Vec::new(), vec![0; 1 << 20]);
         loop {
