@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::termios::{Winsize, tcsetwinsize};
 use sys::namespace::{Kinds, Namespaces};
 use wire::{ErrorKind, ExecPlan, TerminalSize};
 
@@ -105,8 +104,7 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
         let devpts = sys::mount::open_path(Path::new("/dev/pts")).map_err(at("pty"))?;
         let pty = sys::pty::open_in(devpts.as_fd()).map_err(at("pty"))?;
         if let Some(TerminalSize { columns, rows }) = plan.size {
-            let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-            tcsetwinsize(&pty.master, size).map_err(io::Error::from).map_err(at("pty"))?;
+            sys::pty::set_size(pty.master.as_fd(), columns, rows).map_err(at("pty"))?;
         }
         master = Some(pty.master);
         streams = [&pty.slave, &pty.slave, &pty.slave]

@@ -1,6 +1,5 @@
 //! The streams of a process, as the streaming server uses them.
 
-use rustix::termios::{Winsize, tcsetwinsize};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use streaming::remote::Size;
@@ -31,9 +30,8 @@ pub(super) fn control(process: &mut Process, master: &OwnedFd, stdin: bool) -> i
     }
     let master = master.try_clone()?;
     process.resize = Some(Box::new(move |Size { width, height }| {
-        let size = Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
-        if let Err(error) = tcsetwinsize(&master, size) {
-            tracing::debug!(error = %io::Error::from(error), "cannot set the size of a terminal");
+        if let Err(error) = sys::pty::set_size(master.as_fd(), width, height) {
+            tracing::debug!(%error, "cannot set the size of a terminal");
         }
     }));
     Ok(())

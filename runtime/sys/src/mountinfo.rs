@@ -1,8 +1,13 @@
 //! The mount table as text (/proc/PID/mountinfo, proc_pid_mountinfo(5)).
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
+
+/// Largest table in bytes that is read. A line has some 200 bytes, and a namespace has 100,000 mounts at most (fs.mount-max).
+const MAX_TABLE: u64 = 64 << 20;
 
 /// One line. The fields are not unescaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +65,16 @@ impl<'t> Mount<'t> {
         let (kind, source, options) = (right.next()?, right.next()?, right.next()?);
         Some(Self { id, parent, device, root, point, optional, kind, source, options })
     }
+}
+
+/// The text of an open table, at most its first 64 MiB.
+///
+/// # Errors
+/// It cannot be read, or is not UTF-8.
+pub fn read(table: File) -> io::Result<String> {
+    let mut text = String::new();
+    table.take(MAX_TABLE).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The mounts in the text of a table; lines in another format are skipped.

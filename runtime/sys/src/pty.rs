@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, minor, openat2};
+use rustix::termios::{Winsize, tcsetwinsize};
 
 /// DEVPTS_SUPER_MAGIC.
 const DEVPTS: i64 = 0x1cd1;
@@ -65,6 +66,15 @@ pub fn peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     use rustix::pty::OpenptFlags;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     Ok(rustix::pty::ioctl_tiocgptpeer(master, flags)?)
+}
+
+/// Sets the size of a terminal, in characters. If it changes, the kernel signals the foreground group (SIGWINCH).
+///
+/// # Errors
+/// No terminal.
+pub fn set_size(terminal: BorrowedFd<'_>, columns: u16, rows: u16) -> io::Result<()> {
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(tcsetwinsize(terminal, size)?)
 }
 
 #[cfg(test)]

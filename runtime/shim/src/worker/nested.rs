@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -27,8 +27,6 @@ use super::tree::{self, Root};
 use super::volumes::PATIENCE;
 
 const STAGE: &str = "volumes on a Bidirectional one";
-/// Largest mount table of a container that is searched, in bytes.
-const MAX_TABLE: u64 = 64 << 20;
 
 /// A volume that lies on a Bidirectional one.
 #[derive(Debug)]
@@ -170,8 +168,7 @@ fn has_same_mounts(
 ) -> io::Result<bool> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let table = mount::open_in_root(root.as_fd(), Path::new("/proc/self/mountinfo"), flags, 0)?;
-    let mut text = String::new();
-    File::from(table).take(MAX_TABLE).read_to_string(&mut text)?;
+    let text = sys::mountinfo::read(File::from(table))?;
     let table = Table::parse(&text);
     let ours =
         on_it.iter().map(|(_, tree)| mount::mount_id(tree.as_fd())).collect::<io::Result<BTreeSet<_>>>()?;

@@ -2,7 +2,6 @@
 //! creates files as root inside.
 
 use std::fs::File;
-use std::io::Read as _;
 use std::os::fd::BorrowedFd;
 
 use model::{User, UserMapping};
@@ -14,8 +13,6 @@ use super::stage::{Step, internal, invalid};
 use crate::worker_only::Holders;
 
 const STAGE: &str = "user namespace";
-/// Largest mount table that is searched for the name of a file system, in bytes.
-const MAX_TABLE: u64 = 64 << 20;
 
 /// A pod's user namespace.
 #[derive(Debug, Clone, Copy)]
@@ -93,8 +90,7 @@ impl<'f> Users<'f> {
 /// The type of the file system of an opened file.
 fn file_system(source: BorrowedFd<'_>) -> Option<String> {
     let id = mount::mount_id(source).ok()?;
-    let mut text = String::new();
-    File::open("/proc/self/mountinfo").ok()?.take(MAX_TABLE).read_to_string(&mut text).ok()?;
+    let text = File::open("/proc/self/mountinfo").and_then(sys::mountinfo::read).ok()?;
     sys::mountinfo::mounts(&text).find(|mount| mount.id == id).map(|mount| mount.kind.to_owned())
 }
 

@@ -4,7 +4,6 @@
 //! before the first clone until after the last is attached, and if it changed, everything is repeated.
 
 use std::fs::{DirBuilder, File};
-use std::io::Read as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
@@ -23,8 +22,6 @@ use super::users::Users;
 /// millisecond, on a busy node longer, and a node that starts many pods at once may change its mounts during each. The
 /// limit is a time, because a fast node would make any number of attempts within one burst of changes.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// Largest mount table that is searched for a propagating volume, in bytes.
-const MAX_TABLE: u64 = 64 << 20;
 
 /// Watches the host's mount table for changes.
 pub(super) struct Table(File);
@@ -48,9 +45,8 @@ impl Table {
 /// Whether the mount that contains `source` is shared, and whether it is a slave, by the current mount table.
 fn propagation_of(source: BorrowedFd<'_>, stage: &str) -> Step<(bool, bool)> {
     let id = mount::mount_id(source).map_err(internal(stage, "mount id"))?;
-    let mut text = String::new();
-    let file = File::open("/proc/self/mountinfo").map_err(internal(stage, "/proc/self/mountinfo"))?;
-    file.take(MAX_TABLE).read_to_string(&mut text).map_err(internal(stage, "/proc/self/mountinfo"))?;
+    let text = File::open("/proc/self/mountinfo").and_then(sys::mountinfo::read);
+    let text = text.map_err(internal(stage, "/proc/self/mountinfo"))?;
     let found = sys::mountinfo::mounts(&text).find(|mount| mount.id == id);
     let found =
         found.ok_or_else(|| invalid(stage, format!("its mount (id {id}) is not in /proc/self/mountinfo")))?;
