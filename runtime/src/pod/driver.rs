@@ -93,10 +93,7 @@ pub(super) fn launch(
     config: PodConfig,
 ) {
     let began = Instant::now();
-    let Moment { wall, monotonic } = moment(began);
-    // kubelet takes the newest attempt for the current one, also if the clock was set back since an earlier one.
-    let newest = registry.published().newest_attempt(&config.meta).unwrap_or_default();
-    let now = Moment { wall: wall.max(newest.saturating_add(1)), monotonic };
+    let now = moment(began).later_than(registry.published().newest_attempt(&config.meta));
     let (life, actions) = Life::launch(channels.id.clone(), config, now);
     let DriverChannels { id: _, commands, run_reply, closing } = channels;
     let mut driver = Driver::new(supervisor, registry, life, run_reply, began);

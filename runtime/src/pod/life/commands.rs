@@ -113,11 +113,9 @@ impl Life {
             );
             return Err(Error::new(ErrorKind::ResourceExhausted, text));
         }
-        // kubelet takes the newest container of a name for the current one. That must not be the one before its restart
-        // because the clock was set back: it would restart the container for ever.
-        let newest = self.containers.values().map(|it| it.record.created_at).max().unwrap_or_default();
-        let now = self.now.wall.max(newest.saturating_add(1));
-        let record = intent::container(id, &self.record, config, now)?;
+        let newest = self.containers.values().map(|it| it.record.created_at).max();
+        let now = self.now.later_than(newest);
+        let record = intent::container(id, &self.record, config, now.wall)?;
         let find = |id: &str| self.containers.values().map(|it| &*it.record).find(|it| it.id.as_str() == id);
         admission::target(&record, find)?;
         self.connected()?;

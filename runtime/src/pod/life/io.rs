@@ -23,6 +23,15 @@ pub(crate) struct Moment {
     pub(crate) monotonic: Duration,
 }
 
+impl Moment {
+    /// This time, but for records later than `earlier`, which may lie in the future if the clock was set back. kubelet takes
+    /// the newest of several attempts for the current one: if that was an ended one, it would restart for ever.
+    pub(crate) fn later_than(self, earlier: Option<i64>) -> Self {
+        let wall = earlier.map_or(self.wall, |earlier| self.wall.max(earlier.saturating_add(1)));
+        Self { wall, ..self }
+    }
+}
+
 /// An exit, and when the container was started: nanoseconds since the epoch, 0 if that is unknown or it never
 /// ran.
 pub(crate) type ExitReport = (Exit, i64);
