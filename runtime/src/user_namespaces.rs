@@ -21,8 +21,6 @@ use tokio::net::unix::pipe::Receiver;
 const LIMIT: Duration = Duration::from_secs(5);
 /// Maximum length of the reason in bytes.
 const MAX_REASON: u64 = 4096;
-/// The shim's first argument (`shim::probe`).
-const ARGUMENT: &str = "probe-user-namespaces";
 
 /// The result of the attempt; clones share it. Before it is known, user namespaces are not supported.
 #[derive(Debug, Clone, Default)]
@@ -103,7 +101,7 @@ impl Drop for Kill {
 fn start(shim: PathBuf, layers: PathBuf, output: OwnedFd) -> io::Result<Child> {
     let text = |path: PathBuf| CString::new(path.into_os_string().into_vec()).map_err(io::Error::other);
     let path = text(shim)?;
-    let args = [path.clone(), CString::new(ARGUMENT)?, text(layers)?];
+    let args = [path.clone(), CString::new(wire::PROBE_USER_NAMESPACES)?, text(layers)?];
     let stderr = io::stderr();
     sys::spawn::spawn(&Program {
         binary: Binary::Path(&path),

@@ -79,7 +79,7 @@ struct StartError {
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     let outcome = match (arguments.next(), arguments.next()) {
-        (Some(what), Some(folder)) if what == probe::ARGUMENT => {
+        (Some(what), Some(folder)) if what == wire::PROBE_USER_NAMESPACES => {
             probe::run(folder.as_ref()).map_err(at("probe"))
         }
         _ => run(),

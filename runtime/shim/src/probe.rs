@@ -14,8 +14,6 @@ use sys::namespace::Namespaces;
 
 use crate::podns::{self, LAYERS, WRITABLE};
 
-/// The first argument that asks for it.
-pub(crate) const ARGUMENT: &str = "probe-user-namespaces";
 /// The mapping that is tried. Which ids it has makes no difference: nothing is written outside a tmpfs.
 const HOST: u32 = 100_000;
 const LENGTH: u32 = 65_536;

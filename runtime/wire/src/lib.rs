@@ -27,3 +27,7 @@ pub use plan::{
     NamespacePlan, NamespaceSource, PausePlan, ProcessPlan, Rlimit, RootfsPlan, SeccompProgram, TerminalSize,
     UserPlan, parse_plan,
 };
+
+/// The shim's first argument with which it only tries whether containers of the host can have a user namespace. The second
+/// one is the folder of the image layers. It prints the reason if they cannot, and nothing if they can.
+pub const PROBE_USER_NAMESPACES: &str = "probe-user-namespaces";
