@@ -1,8 +1,10 @@
 //! Faulty CNI plugins, the environment of plugins, and DEL after a lost configuration or a failure.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result};
 use cri_api::v1::{DnsConfig, Protocol};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::network::{ip, network_becomes};
 use crate::context::Context;
@@ -83,15 +85,23 @@ async fn missing_plugin(cx: Context) -> Result<()> {
     refused(&cx, "nowhere", "nowhere").await
 }
 
-async fn plugin_sees_the_pod(cx: Context) -> Result<()> {
+/// Installs a plugin that writes the output of `line` to the returned path with `.ADD` or `.DEL`, and answers with addresses.
+async fn spy(cx: &Context, line: &str, addresses: &[&str], plugin: &Value) -> Result<PathBuf> {
     let seen = cx.node.paths.dir.join("seen");
-    let body = format!(
-        "cat > /dev/null; env > {0}.$CNI_COMMAND; echo '{{\"cniVersion\":\"1.0.0\",\"interfaces\":[{{\"name\":\"eth0\",\"sandbox\":\"x\"}}],\"ips\":[{{\"address\":\"10.9.8.7/24\",\"interface\":0}}]}}'",
-        seen.display()
-    );
+    let ips: Vec<Value> =
+        addresses.iter().map(|address| json!({"address": address, "interface": 0})).collect();
+    let interfaces = json!([{"name": "eth0", "sandbox": "x"}]);
+    let answer = json!({"cniVersion": "1.0.0", "interfaces": interfaces, "ips": ips});
+    let body = format!("{{ {line}; }} > {}.$CNI_COMMAND; echo '{answer}'", seen.display());
     cx.node.network.script("spy", &body)?;
     cx.node.network.uninstall()?;
-    cx.node.network.conflist("10-spy.conflist", &json!([{"type": "spy"}]))?;
+    cx.node.network.conflist("10-spy.conflist", &json!([plugin]))?;
+    network_becomes(cx, true).await?;
+    Ok(seen)
+}
+
+async fn plugin_sees_the_pod(cx: Context) -> Result<()> {
+    let seen = spy(&cx, "cat > /dev/null; env", &["10.9.8.7/24"], &json!({"type": "spy"})).await?;
     let config = cx.pod_config().own_network();
     let pod = cx.pod_of(config.clone()).await?;
     let shown = ip(&cx, &pod).await?;
@@ -121,16 +131,9 @@ async fn plugin_sees_the_pod(cx: Context) -> Result<()> {
 }
 
 async fn plugin_sees_ports_and_dns(cx: Context) -> Result<()> {
-    let seen = cx.node.paths.dir.join("seen");
-    let body = format!(
-        "cat > {0}.$CNI_COMMAND; echo '{{\"cniVersion\":\"1.0.0\",\"interfaces\":[{{\"name\":\"eth0\",\"sandbox\":\"x\"}}],\"ips\":[{{\"address\":\"10.9.8.7/24\",\"interface\":0}},{{\"address\":\"fd00::7/64\",\"interface\":0}}]}}'",
-        seen.display()
-    );
-    cx.node.network.script("spy", &body)?;
-    cx.node.network.uninstall()?;
     let capabilities = json!({"portMappings": true, "dns": true});
-    cx.node.network.conflist("10-spy.conflist", &json!([{"type": "spy", "capabilities": capabilities}]))?;
-    network_becomes(&cx, true).await?;
+    let plugin = json!({"type": "spy", "capabilities": capabilities});
+    let seen = spy(&cx, "cat", &["10.9.8.7/24", "fd00::7/64"], &plugin).await?;
     let mut config = cx
         .pod_config()
         .own_network()

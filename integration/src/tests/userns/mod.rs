@@ -94,6 +94,12 @@ fn owners() -> Result<BTreeMap<String, String>> {
     Ok(text.lines().filter_map(|l| l.split_once(' ')).map(|(a, b)| (a.to_owned(), b.to_owned())).collect())
 }
 
+/// The user namespace that a pod's status shows.
+async fn shown(cx: &Context, pod: &Pod) -> Result<Option<api::UserNamespace>> {
+    let status = cx.cri.pod_status(&pod.id).await?.status.context("no status")?;
+    Ok(status.linux.and_then(|l| l.namespaces).and_then(|n| n.options).and_then(|o| o.userns_options))
+}
+
 async fn namespaces_belong_to_the_pods_users(cx: Context) -> Result<()> {
     let number = |pid: u32, kind: &str| -> Result<String> {
         let link = fs::read_link(format!("/proc/{pid}/ns/{kind}"))?.display().to_string();
@@ -126,9 +132,7 @@ async fn namespaces_belong_to_the_pods_users(cx: Context) -> Result<()> {
         "a file of an exec's root is not the pod's root's"
     );
     // The status shows what was asked for.
-    let status = cx.cri.pod_status(&pod.id).await?.status.context("no status")?;
-    let shown =
-        status.linux.and_then(|l| l.namespaces).and_then(|n| n.options).and_then(|o| o.userns_options);
+    let shown = shown(&cx, &pod).await?;
     ensure!(shown == pod.config.clone().namespaces().userns_options, "the status shows {shown:?}");
     Ok(())
 }
@@ -295,9 +299,7 @@ async fn restart_of_the_daemon(cx: Context) -> Result<()> {
     let (pod, id, pid) = cx.sleeping(mapped(&cx, 800_000, LENGTH)).await?;
     cx.node.crash().await?;
     cx.prints(&id, "cat /proc/self/uid_map | tr -s ' '; id -u", "0 800000 65536\n0").await?;
-    let status = cx.cri.pod_status(&pod.id).await?.status.context("no status")?;
-    let shown =
-        status.linux.and_then(|l| l.namespaces).and_then(|n| n.options).and_then(|o| o.userns_options);
+    let shown = shown(&cx, &pod).await?;
     ensure!(shown == Some(users(800_000, LENGTH)), "after the restart the status shows {shown:?}");
     let fresh = cx.start(&pod, &cx.sleeper("fresh")).await.context("a new container in an old pod")?;
     let number = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/user"));
