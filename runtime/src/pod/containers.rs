@@ -8,6 +8,7 @@ use super::life::StartError;
 use super::plan::memfd;
 use super::recorder::{self, Recorder};
 use super::volume_watch::{self, Hanging, Volume};
+use crate::apparmor::Subject;
 use crate::cgroups::{Cgroups, Limits, host_devices};
 use crate::error::{Error, ErrorKind};
 use crate::seccomp::Compiled;
@@ -92,6 +93,7 @@ async fn make(
         rootfs: rootfs(context, &record.id, lease),
         layers,
         host: host_files(context, &record).await?,
+        apparmor: apparmor(context, client, &record).await?,
     };
     let (shared, pod, pod_id) = (Arc::clone(context), pod.clone(), pod.id.clone());
     let work = move || prepare(&shared, &pod, sources, record);
@@ -153,6 +155,8 @@ struct Sources {
     /// The layers of its image volumes.
     layers: ImageLayers,
     host: HostFiles,
+    /// The name of its AppArmor profile; empty for none.
+    apparmor: String,
 }
 
 /// What the paths in a request have shown. They can be on any file system of the node.
@@ -181,6 +185,21 @@ async fn host_files(context: &Arc<Context>, record: &ContainerRecord) -> Result<
     Ok(HostFiles { seccomp, devices: devices.await? })
 }
 
+/// The name of the container's AppArmor profile; empty for none.
+async fn apparmor(context: &Context, client: &Client, record: &ContainerRecord) -> Result<String, Error> {
+    let security = &record.config.security;
+    let (privileged, asked) = (security.privileged, &security.apparmor);
+    let subject = Subject { privileged, asked, by_default: true };
+    let profile = context.apparmor.profile(subject).await?;
+    if asked.is_unset() && !profile.is_empty() && !client.applies_apparmor() {
+        // Its pod began under an earlier version, without profiles, and must be able to go on. (A profile that the request
+        // names is refused by such a shim.)
+        tracing::info!(container = %record.id, "this pod's shim is of an earlier version: the container runs without the default AppArmor profile");
+        return Ok(String::new());
+    }
+    Ok(profile)
+}
+
 /// What the cgroup of a new container limits.
 fn limits(record: &ContainerRecord, devices: &[HostDevice]) -> Result<Limits, Error> {
     let config = &record.config;
@@ -198,7 +217,7 @@ fn prepare(
     sources: Sources,
     mut record: ContainerRecord,
 ) -> Result<Prepared, Error> {
-    let Sources { image, rootfs, layers, host: HostFiles { seccomp, devices } } = sources;
+    let Sources { image, rootfs, layers, host: HostFiles { seccomp, devices }, apparmor } = sources;
     let config = &record.config;
     let limits = limits(&record, &devices)?;
     let facts = ImageFacts {
@@ -231,6 +250,7 @@ fn prepare(
         cgroup: leaf.plan,
         seccomp_flags: seccomp.as_ref().map_or(0, |compiled| compiled.flags),
         seccomp: seccomp.map(|compiled| compiled.program.clone()),
+        apparmor,
         keyring: keyring()?,
         host: &host,
     })?;

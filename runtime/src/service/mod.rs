@@ -25,6 +25,7 @@ mod streams;
 #[cfg(test)]
 mod tests;
 
+use crate::apparmor::AppArmor;
 use crate::config::Config;
 use crate::node::Node;
 use crate::operations::{Call, TraceId};
@@ -58,6 +59,8 @@ pub(crate) struct Backend {
     pub(crate) root: Root,
     /// Whether pods can have user namespaces.
     pub(crate) user_namespaces: UserNamespaces,
+    /// AppArmor.
+    pub(crate) apparmor: AppArmor,
     /// Stats of containers and pods.
     pub(crate) stats: Arc<StatsCache>,
     /// Metrics of pods and containers.
