@@ -109,6 +109,7 @@ fn start(shim: PathBuf, layers: PathBuf, output: OwnedFd) -> io::Result<Child> {
         env: &[],
         stdio: [None, Some(output.as_fd()), Some(stderr.as_fd())],
         fds: &[],
+        cgroup: None,
     })
 }
 
