@@ -4,6 +4,7 @@
 //! does not know pods.
 
 pub mod beneath;
+pub mod bpf;
 pub mod cgroup;
 pub mod clock;
 pub mod clone;
