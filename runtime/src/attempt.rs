@@ -104,5 +104,6 @@ fn start(attempt: Attempt, output: OwnedFd) -> io::Result<Child> {
         env: &[],
         stdio: [input.as_ref().map(|fd| fd.as_fd()), Some(output.as_fd()), Some(errors)],
         fds: &[],
+        cgroup: None,
     })
 }

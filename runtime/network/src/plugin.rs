@@ -207,6 +207,7 @@ fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
         env: &env,
         stdio: [Some(stdin.as_fd()), Some(stdout.as_fd()), Some(stderr.as_fd())],
         fds: &lock,
+        cgroup: None,
     };
     let mut tries = 0;
     let child = loop {

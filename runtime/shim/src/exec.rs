@@ -27,6 +27,8 @@ pub(crate) struct Passed {
     pub(crate) namespaces: Kinds,
     /// Whether the cgroup folders are of v2.
     pub(crate) unified: bool,
+    /// The worker was created in the container's cgroup.
+    pub(crate) in_cgroup: bool,
     /// Pid of the container's init. It may have ended.
     pub(crate) init: u32,
 }
@@ -85,9 +87,10 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
     let plan: ExecPlan = read_plan(plan.as_fd())?;
     let single = sys::fork::single_threaded().map_err(at("threads"))?;
     sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
-    for folder in cgroups {
+    for folder in cgroups.iter().filter(|_| !passed.in_cgroup) {
         join(folder.as_fd(), passed).map_err(at("cgroup"))?;
     }
+    drop(cgroups);
     // Before the container's namespaces are entered, because it needs the host's /proc.
     let OfHost { warning, proc } = process::before_namespaces(&plan.process).map_err(at("/proc"))?;
     if let Some(warning) = warning {

@@ -1,7 +1,7 @@
 //! Computes the plan of pause, which holds a sandbox's namespaces.
 
 use crate::Error;
-use crate::resources::Write;
+use crate::resources::{Version, Write};
 use crate::sysctl::{self, Namespace};
 use model::{NamespaceMode, PodConfig, PodRecord, PodSecurity, User, UserMapping};
 use wire::{CgroupPlan, PausePlan, SeccompProgram};
@@ -102,8 +102,8 @@ fn default(name: &str, value: &str, mapping: Option<UserMapping>) -> String {
     }
 }
 
-/// v1 limits of pause's own cgroup: one process of some KiB, so that nothing else can run there.
-pub fn pause_limits() -> Vec<Write> {
+/// Limits of pause's own cgroup: one process of some KiB, so that nothing else can run there.
+pub fn pause_limits(version: Version) -> Vec<Write> {
     let write = |controller: &str, file: &str, value: u64| Write {
         controller: controller.to_owned(),
         file: file.to_owned(),
@@ -111,7 +111,11 @@ pub fn pause_limits() -> Vec<Write> {
         field: "limit of the sandbox's own process (pause)".to_owned(),
         optional: true,
     };
-    vec![write("pids", "pids.max", 1), write("memory", "memory.limit_in_bytes", PAUSE_MEMORY)]
+    let memory = match version {
+        Version::V1 => "memory.limit_in_bytes",
+        Version::V2 => "memory.max",
+    };
+    vec![write("pids", "pids.max", 1), write("memory", memory, PAUSE_MEMORY)]
 }
 
 /// The sysctls of a pod's network namespace as `(path below /proc/sys, value)`, to be set once its interfaces exist. The

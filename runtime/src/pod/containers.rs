@@ -201,13 +201,10 @@ async fn apparmor(context: &Context, client: &Client, record: &ContainerRecord) 
 }
 
 /// What the cgroup of a new container limits.
-fn limits(record: &ContainerRecord, devices: &[HostDevice]) -> Result<Limits, Error> {
+fn limits(cgroups: &Cgroups, record: &ContainerRecord, devices: &[HostDevice]) -> Result<Limits, Error> {
     let config = &record.config;
-    Cgroups::check_new(&record.cgroup, &config.resources)?;
-    Ok(Limits {
-        writes: spec::resources::v1(&config.resources, spec::resources::Mode::Create),
-        devices: spec::devices::rules(&config.devices, config.security.privileged, devices)?,
-    })
+    let devices = spec::devices::rules(&config.devices, config.security.privileged, devices)?;
+    Ok(cgroups.limits(&record.cgroup, &config.resources, devices)?)
 }
 
 /// Creates the folders and the leaf cgroup, records the intent, and computes the plan. Blocking.
@@ -219,7 +216,7 @@ fn prepare(
 ) -> Result<Prepared, Error> {
     let Sources { image, rootfs, layers, host: HostFiles { seccomp, devices }, apparmor } = sources;
     let config = &record.config;
-    let limits = limits(&record, &devices)?;
+    let limits = limits(&context.cgroups, &record, &devices)?;
     let facts = ImageFacts {
         entrypoint: image.config.entrypoint.clone(),
         cmd: image.config.cmd.clone(),

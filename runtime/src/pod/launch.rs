@@ -12,7 +12,7 @@ use super::life::LaunchFailed;
 use super::plan::memfd;
 use super::{foreign, teardown};
 use crate::apparmor::Subject;
-use crate::cgroups::{Limits, leaf_path, pod_parent};
+use crate::cgroups::{leaf_path, pod_parent};
 use crate::error::Error;
 use crate::seccomp::Compiled;
 use crate::shims::{Connection, client, spawn};
@@ -226,8 +226,7 @@ fn make_leaf(
     apparmor: String,
 ) -> Result<Vec<OwnedFd>, Error> {
     let parent = pod_parent(&record.config, &record.id)?;
-    let limits = Limits { writes: spec::pause_limits(), ..Limits::default() };
-    let leaf = context.cgroups.create_pause_leaf(&leaf_path(&parent, &record.id), &limits)?;
+    let leaf = context.cgroups.create_pause_leaf(&leaf_path(&parent, &record.id))?;
     let seccomp = seccomp.map(|compiled| compiled.program.clone());
     let plan = spec::pause(spec::PauseInput { pod: record, cgroup: leaf.plan, seccomp, apparmor })?;
     let mut fds = vec![memfd("pause-plan", &plan)?];

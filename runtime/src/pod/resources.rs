@@ -19,7 +19,7 @@ pub(super) async fn update(
     recorded.map_err(|error| error.context("nothing was changed, because the update cannot be recorded"))?;
     failpoint::hit("update.recorded");
     let done = on_lane(context, record, |context, record, update| {
-        let skipped = context.cgroups.update(&record.cgroup, update)?;
+        let skipped = context.cgroups.update(&record.cgroup, &record.config.resources, update)?;
         if !skipped.is_empty() {
             tracing::info!(container = %record.id, ?skipped, "skipped limits that this host has no files for");
         }

@@ -5,6 +5,7 @@
 
 pub mod apparmor;
 pub mod beneath;
+pub mod bpf;
 pub mod cgroup;
 pub mod clock;
 pub mod clone;

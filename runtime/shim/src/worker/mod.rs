@@ -79,7 +79,7 @@ pub(crate) struct CreateInput {
     pub(crate) plan: ContainerPlan,
     /// Kubelet's mount namespace.
     pub(crate) kubelet_mntns: OwnedFd,
-    /// One folder per member of the plan's cgroups.
+    /// One folder per member of the plan's cgroups; none if the worker was created in the cgroup.
     pub(crate) cgroups: Vec<OwnedFd>,
     /// Stdio.
     pub(crate) stdio: Stdio,

@@ -26,6 +26,7 @@ fn places_descriptors_and_closes_the_rest() {
         env: &strings(&["A=b", "PATH=/bin:/usr/bin"]),
         stdio: [None; 3],
         fds: &[write.as_fd(), write.as_fd()],
+        cgroup: None,
     })
     .unwrap();
     drop(write);
@@ -58,6 +59,7 @@ fn scripts_are_executed_by_path() {
         env: &strings(&["PATH=/bin:/usr/bin"]),
         stdio: [Some(given.as_fd()), Some(stdout.as_fd()), Some(stderr.as_fd())],
         fds: &[],
+        cgroup: None,
     })
     .unwrap();
     drop((given, stdout, stderr));
