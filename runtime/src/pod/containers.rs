@@ -1,20 +1,19 @@
 //! The work of CreateContainer, StartContainer and RemoveContainer.
 
+mod host;
 mod images;
 
 use super::context::{Context, random};
-use super::foreign;
 use super::life::StartError;
 use super::plan::memfd;
 use super::recorder::{self, Recorder};
 use super::volume_watch::{self, Hanging, Volume};
-use crate::apparmor::Subject;
-use crate::cgroups::{Cgroups, Limits, host_devices};
+use crate::cgroups::{Cgroups, Limits};
 use crate::error::{Error, ErrorKind};
-use crate::seccomp::Compiled;
 use crate::shims::Client;
 use crate::shims::client::ClientError;
 use crate::{failpoint, files, lanes};
+use host::HostParts;
 use image::ImageRecord;
 use model::transition::{self, ContainerEvent};
 use model::{ContainerId, ContainerRecord, PodRecord};
@@ -92,8 +91,7 @@ async fn make(
         image,
         rootfs: rootfs(context, &record.id, lease),
         layers,
-        host: host_files(context, &record).await?,
-        apparmor: apparmor(context, client, &record).await?,
+        host: host::look_up(context, client, &record).await?,
     };
     let (shared, pod, pod_id) = (Arc::clone(context), pod.clone(), pod.id.clone());
     let work = move || prepare(&shared, &pod, sources, record);
@@ -154,50 +152,7 @@ struct Sources {
     rootfs: RootfsPlan,
     /// The layers of its image volumes.
     layers: ImageLayers,
-    host: HostFiles,
-    /// The name of its AppArmor profile; empty for none.
-    apparmor: String,
-}
-
-/// What the paths in a request have shown. They can be on any file system of the node.
-struct HostFiles {
-    seccomp: Option<Arc<Compiled>>,
-    devices: Vec<HostDevice>,
-}
-
-/// Reads the seccomp profile and the device nodes that a request names, before anything is created.
-async fn host_files(context: &Arc<Context>, record: &ContainerRecord) -> Result<HostFiles, Error> {
-    let (security, pod) = (&record.config.security, record.pod.as_str());
-    let seccomp = if security.privileged {
-        None
-    } else {
-        let caps = spec::security::caps(security, context.cap_bounding)?;
-        foreign::seccomp(context, pod, &security.seccomp, caps.bounding).await?
-    };
-    if record.config.devices.is_empty() && !security.privileged {
-        return Ok(HostFiles { seccomp, devices: Vec::new() });
-    }
-    let config = record.config.clone();
-    let paths: Vec<&str> = config.devices.iter().map(|device| device.host_path.as_str()).take(4).collect();
-    let file =
-        format!("devices: host_path {}", if paths.is_empty() { "/dev".to_owned() } else { paths.join(", ") });
-    let devices = foreign::read(pod, "devices", file, move || Ok(host_devices::find(&config)?));
-    Ok(HostFiles { seccomp, devices: devices.await? })
-}
-
-/// The name of the container's AppArmor profile; empty for none.
-async fn apparmor(context: &Context, client: &Client, record: &ContainerRecord) -> Result<String, Error> {
-    let security = &record.config.security;
-    let (privileged, asked) = (security.privileged, &security.apparmor);
-    let subject = Subject { privileged, asked, by_default: true };
-    let profile = context.apparmor.profile(subject).await?;
-    if asked.is_unset() && !profile.is_empty() && !client.applies_apparmor() {
-        // Its pod began under an earlier version, without profiles, and must be able to go on. (A profile that the request
-        // names is refused by such a shim.)
-        tracing::info!(container = %record.id, "this pod's shim is of an earlier version: the container runs without the default AppArmor profile");
-        return Ok(String::new());
-    }
-    Ok(profile)
+    host: HostParts,
 }
 
 /// What the cgroup of a new container limits.
@@ -214,7 +169,7 @@ fn prepare(
     sources: Sources,
     mut record: ContainerRecord,
 ) -> Result<Prepared, Error> {
-    let Sources { image, rootfs, layers, host: HostFiles { seccomp, devices }, apparmor } = sources;
+    let Sources { image, rootfs, layers, host: HostParts { seccomp, devices, apparmor } } = sources;
     let config = &record.config;
     let limits = limits(&context.cgroups, &record, &devices)?;
     let facts = ImageFacts {
