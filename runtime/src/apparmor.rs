@@ -18,6 +18,7 @@ use crate::lanes;
 use model::AppArmorProfile;
 use parser::{LoadError, NAME};
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -78,6 +79,10 @@ pub(crate) struct AppArmor(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     support: Support,
+    /// The list of loaded profiles: [`sys::apparmor::PROFILES`].
+    list: PathBuf,
+    /// Where the parser may be.
+    parsers: Vec<PathBuf>,
     /// Held while the profile is loaded, so that this is done once. The last failure, and when it was.
     loading: tokio::sync::Mutex<Option<(Instant, Missing)>>,
     /// The same for verbose status, which does not wait.
@@ -98,8 +103,13 @@ pub(crate) struct Subject<'a> {
 impl AppArmor {
     /// Nothing is read or loaded yet.
     pub(crate) fn new(support: Support) -> Self {
+        let parsers = parser::PARSERS.iter().map(PathBuf::from).collect();
+        Self::with(support, PathBuf::from(sys::apparmor::PROFILES), parsers)
+    }
+
+    fn with(support: Support, list: PathBuf, parsers: Vec<PathBuf>) -> Self {
         let (loading, problem) = (tokio::sync::Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { support, loading, problem }))
+        Self(Arc::new(Inner { support, list, parsers, loading, problem }))
     }
 
     /// Whether the node has it.
@@ -179,7 +189,7 @@ impl AppArmor {
 
     /// Fails unless the kernel has this profile.
     async fn named(&self, name: &str) -> Result<(), Error> {
-        let problem = match is_loaded(name).await {
+        let problem = match self.is_loaded(name).await {
             Ok(true) => return Ok(()),
             Ok(false) => "is not loaded on this node: load it with apparmor_parser".to_owned(),
             Err(error) => format!("was not looked up: {error}"),
@@ -198,12 +208,12 @@ impl AppArmor {
 
     /// Loads the default profile unless it is loaded: a loaded one may be the operator's.
     async fn loaded(&self) -> Result<(), Missing> {
-        if is_loaded(NAME).await? {
+        if self.is_loaded(NAME).await? {
             return Ok(());
         }
         let mut failed = self.0.loading.lock().await;
         // Others may have loaded it meanwhile.
-        if is_loaded(NAME).await? {
+        if self.is_loaded(NAME).await? {
             return Ok(());
         }
         if let Some((when, missing)) = &*failed
@@ -211,24 +221,27 @@ impl AppArmor {
         {
             return Err(missing.clone());
         }
-        let loaded = parser::load_default().await.map_err(Missing::from);
+        let loaded = parser::load_default(self.0.parsers.clone()).await.map_err(Missing::from);
         *failed = loaded.as_ref().err().map(|missing| (Instant::now(), missing.clone()));
         loaded
     }
-}
 
-/// Whether the kernel has a profile.
-async fn is_loaded(name: &str) -> Result<bool, Missing> {
-    let _step = progress::enter("AppArmor profile", "");
-    let name = name.to_owned();
-    match lanes::exec().run(move || sys::apparmor::is_loaded(&name)).await {
-        Ok(Ok(listed)) => Ok(listed),
-        Ok(Err(error)) => match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-                Err(Missing::NotVisible(error.to_string()))
-            }
-            _ => Err(Missing::Unreadable(error.to_string())),
-        },
-        Err(error) => Err(Missing::Unreadable(error.to_string())),
+    /// Whether the kernel has a profile.
+    async fn is_loaded(&self, name: &str) -> Result<bool, Missing> {
+        let _step = progress::enter("AppArmor profile", "");
+        let (list, name) = (self.0.list.clone(), name.to_owned());
+        match lanes::exec().run(move || sys::apparmor::is_loaded(&list, &name)).await {
+            Ok(Ok(listed)) => Ok(listed),
+            Ok(Err(error)) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+                    Err(Missing::NotVisible(error.to_string()))
+                }
+                _ => Err(Missing::Unreadable(error.to_string())),
+            },
+            Err(error) => Err(Missing::Unreadable(error.to_string())),
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ const TEXT: &str = include_str!("default.profile");
 const ABI: &str = "abi <abi/3.0>,\n";
 const ABI_FILE: &str = "/etc/apparmor.d/abi/3.0";
 /// Where distributions have the parser.
-const PARSERS: [&str; 4] = [
+pub(super) const PARSERS: [&str; 4] = [
     "/usr/sbin/apparmor_parser",
     "/sbin/apparmor_parser",
     "/usr/bin/apparmor_parser",
@@ -33,6 +33,9 @@ pub(super) enum LoadError {
     /// There is no parser.
     #[error("no apparmor_parser at {}: install the package apparmor", PARSERS.join(", "))]
     NoParser,
+    /// It was not looked for.
+    #[error("the parser could not be started: {0}")]
+    Busy(String),
     /// It failed.
     #[error("{} did not load the default profile {NAME}: {problem}", parser.display())]
     Failed {
@@ -43,21 +46,19 @@ pub(super) enum LoadError {
     },
 }
 
-/// Loads the default profile.
+/// Loads the default profile with the first of these parsers that exists.
 ///
 /// # Errors
 /// There is no parser; it failed, or took too long.
-pub(super) async fn load_default() -> Result<(), LoadError> {
-    let found = lanes::records().run(|| {
-        let parser = PARSERS.iter().map(Path::new).find(|path| path.exists());
+pub(super) async fn load_default(parsers: Vec<PathBuf>) -> Result<(), LoadError> {
+    let found = lanes::records().run(move || {
+        let parser = parsers.into_iter().find(|path| path.exists());
         (parser, text(Path::new(ABI_FILE).exists()))
     });
     match found.await {
-        Ok((Some(parser), text)) => load(parser.to_owned(), text).await,
+        Ok((Some(parser), text)) => load(parser, text).await,
         Ok((None, _)) => Err(LoadError::NoParser),
-        Err(error) => {
-            Err(LoadError::Failed { parser: PathBuf::from(PARSERS[0]), problem: error.to_string() })
-        }
+        Err(error) => Err(LoadError::Busy(error.to_string())),
     }
 }
 
@@ -78,7 +79,7 @@ async fn load(parser: PathBuf, text: String) -> Result<(), LoadError> {
     };
     let problem = match ran.await {
         Ok(ran) if ran.succeeded() => return Ok(()),
-        Ok(ran) if ran.output.trim().is_empty() => ran.how().to_owned(),
+        Ok(ran) if ran.output.trim().is_empty() => ran.how(),
         Ok(ran) => ran.output.trim().replace('\n', "; "),
         Err(error) => error.to_string(),
     };

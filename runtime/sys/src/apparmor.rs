@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, fstatfs};
 
@@ -11,8 +12,8 @@ use crate::beneath;
 
 /// `Y` if the kernel enforces it.
 const ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
-/// The loaded profiles, one per line: `name (mode)`. Needs CAP_MAC_ADMIN.
-const PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
+/// The kernel's list of loaded profiles, one per line: `name (mode)`. Reading it needs CAP_MAC_ADMIN.
+pub const PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
 /// Below the root of a procfs. AppArmor has files of its own there since Linux 5.8.
 const ON_EXEC: &str = "thread-self/attr/apparmor/exec";
 /// Maximum length of a name in bytes. The kernel takes commands that are shorter than a page.
@@ -31,12 +32,12 @@ pub fn own_profile() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/thread-self/attr/apparmor/current")?.trim().to_owned())
 }
 
-/// Whether the kernel has loaded the profile `name`.
+/// Whether the profile `name` is in `list`, which is [`PROFILES`] except in tests.
 ///
 /// # Errors
 /// Reading the list: securityfs is not mounted, or a capability is missing.
-pub fn is_loaded(name: &str) -> io::Result<bool> {
-    Ok(is_listed(&fs::read_to_string(PROFILES)?, name))
+pub fn is_loaded(list: &Path, name: &str) -> io::Result<bool> {
+    Ok(is_listed(&fs::read_to_string(list)?, name))
 }
 
 /// A name may have spaces and parentheses; the mode has neither.

@@ -75,18 +75,16 @@ fn mighty(mut config: api::ContainerConfig, asked: Asked) -> api::ContainerConfi
 async fn default_profile_guards_the_node(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().own_network()).await?;
     let enforced = enforced(&cx);
-    let line = |body: &str| body.to_owned();
     let denied = [
         // Opened for appending only: nothing is changed where it is allowed.
-        line(": >> /proc/sys/kernel/domainname"),
-        line(": >> /proc/sys/kernel/core_pattern"),
-        line(": >> /proc/sys/vm/swappiness"),
-        line(": >> /proc/sysrq-trigger"),
-        line(": >> /proc/irq/default_smp_affinity"),
-        line(": >> /sys/module/printk/parameters/time"),
-        line("head -c 1 /proc/kcore | grep -q ."),
-        line("mkdir -p /tmp/m && mount -t tmpfs t /tmp/m"),
-        line("mkdir -p /tmp/b && mount -o bind /etc /tmp/b"),
+        ": >> /proc/sys/kernel/domainname",
+        ": >> /proc/sys/kernel/core_pattern",
+        ": >> /proc/sys/vm/swappiness",
+        ": >> /proc/sysrq-trigger",
+        ": >> /proc/irq/default_smp_affinity",
+        "head -c 1 /proc/kcore | grep -q .",
+        "mkdir -p /tmp/m && mount -t tmpfs t /tmp/m",
+        "mkdir -p /tmp/b && mount -o bind /etc /tmp/b",
     ];
     let allowed = [
         ": >> /proc/self/comm",
@@ -94,14 +92,13 @@ async fn default_profile_guards_the_node(cx: Context) -> Result<()> {
         "echo x > /tmp/x && cat /tmp/x",
         "cat /proc/sys/kernel/core_pattern /proc/1/comm > /dev/null",
         "sleep 100 & kill $!",
-        "echo x | nc -w 1 127.0.0.1 1 || true",
         "chown 1:1 /tmp/x && chroot / true",
     ];
     let config = mighty(cx.sleeper("default"), Asked::nothing());
     let default = cx.start(&pod, &config).await?;
     let config = mighty(cx.sleeper("unconfined"), Asked::message(ProfileType::Unconfined, ""));
     let unconfined = cx.start(&pod, &config).await?;
-    for line in &denied {
+    for line in denied {
         let out = cx.cri.exec(&default, &["/bin/sh", "-c", line]).await?;
         let other = cx.cri.exec(&unconfined, &["/bin/sh", "-c", line]).await?;
         if enforced {
