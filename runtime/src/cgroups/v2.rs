@@ -21,7 +21,12 @@ const AVAILABLE: &str = "cgroup.controllers";
 
 /// Creates the folder of a leaf, after the controllers that it needs are enabled on every level above it. Normally they
 /// are: kubelet enables them down to the pod's parent, and the pod's first leaf below that.
-pub(super) fn make(hierarchy: &Hierarchy, parent: &str, path: &str, writes: &[Write]) -> Result<PathBuf, Error> {
+pub(super) fn make(
+    hierarchy: &Hierarchy,
+    parent: &str,
+    path: &str,
+    writes: &[Write],
+) -> Result<PathBuf, Error> {
     let mut wanted: Vec<&str> = CONTROLLERS.into_iter().filter(|name| hierarchy.has(name)).collect();
     for Write { controller, .. } in writes {
         if hierarchy.is_kernels(controller) && !wanted.contains(&controller.as_str()) {
@@ -89,8 +94,8 @@ pub(super) fn ensure(hierarchy: &Hierarchy, path: &str) -> Result<PathBuf, Error
 /// Attaches the rules of a new leaf, before any process can join it.
 pub(super) fn devices(folder: BorrowedFd<'_>, path: &Path, rules: &[DeviceRule]) -> Result<(), Error> {
     let program = spec::devices::program(rules)?;
-    sys::bpf::attach_devices(folder, &program)
-        .map_err(|source| Error::io("attach the device program to", path, source))
+    let attached = sys::bpf::attach_devices(folder, program.instructions());
+    attached.map_err(|source| Error::Devices { path: path.to_owned(), source })
 }
 
 /// Makes room for a lower `memory.max`: the kernel would kill processes if it cannot reclaim enough. Fails with EBUSY
