@@ -73,7 +73,7 @@ fn mighty(mut config: api::ContainerConfig, asked: Asked) -> api::ContainerConfi
 
 /// A container that may write /proc/sys and mount, but for the profile.
 async fn default_profile_guards_the_node(cx: Context) -> Result<()> {
-    let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+    let pod = cx.pod().await?;
     let enforced = enforced(&cx);
     let denied = [
         // Opened for appending only: nothing is changed where it is allowed.
