@@ -15,8 +15,11 @@ use spec::devices::{DeviceRule, MAX_NODES, program, rules};
 use sys::bpf::{self, attach_devices, count_devices, detach_devices, replace_devices};
 use sys::clone::{Child, Flags, clone3_pidfd};
 
-/// Every test, by name.
-const TESTS: &[(&str, fn(&Room))] = &[
+/// A name and what it does.
+type Test = (&'static str, fn(&Room));
+
+/// Every test.
+const TESTS: &[Test] = &[
     ("privileged_a_program_decides_from_the_first_instruction_on", a_program_decides),
     ("privileged_the_greatest_program_is_accepted", the_greatest_program_is_accepted),
     ("privileged_errors_say_what_the_kernel_says", errors_say_what_the_kernel_says),
