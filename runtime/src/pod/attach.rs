@@ -2,7 +2,7 @@
 //! what the client sends does not pass through it.
 
 use super::exec::Ticket;
-use super::streams::{control, sink, source};
+use super::stdio::{control, sink, source};
 use crate::error::Error;
 use crate::shims::Client;
 use crate::shims::client::ClientError;

@@ -8,6 +8,7 @@
 //! ```
 
 mod authority;
+mod chunks;
 mod connection;
 mod convert;
 mod deadline;
@@ -21,7 +22,6 @@ mod runtime;
 mod server;
 mod stats_cache;
 mod status;
-mod streams;
 #[cfg(test)]
 mod tests;
 

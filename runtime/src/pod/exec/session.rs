@@ -5,7 +5,7 @@ use super::{Guard, START, Ticket, pipe, plan};
 use crate::error::Error;
 use crate::lanes;
 use crate::pod::context::Context;
-use crate::pod::streams::{control, screen, sink, source};
+use crate::pod::stdio::{control, screen, sink, source};
 use crate::shims::client::{ClientError, Started, next_exec};
 use model::{ContainerRecord, Text};
 use std::io;
