@@ -1,4 +1,4 @@
-//! The work of CreateContainer and StartContainer; `remove` is that of RemoveContainer, which also undoes a create.
+//! The work of CreateContainer and StartContainer. `remove` does that of RemoveContainer, and undoes failed creates.
 
 mod images;
 mod remove;
@@ -149,7 +149,7 @@ struct Sources {
     host: HostFiles,
 }
 
-/// What the paths in a request have shown. They can be on any file system of the node.
+/// What was read at the paths that a request names. They can be on any file system of the node.
 struct HostFiles {
     seccomp: Option<Arc<Compiled>>,
     devices: Vec<HostDevice>,
@@ -299,8 +299,8 @@ pub(crate) async fn start(
     let (started, recorded) = tokio::join!(started, recorder.persist(&context, true));
     failpoint::hit("container.started");
     let started_at = started?;
-    // Not an error of the call, whether the write failed or its disk hangs: the container is running, and kubelet would
-    // create another one. The record is written again when it exits.
+    // If the write fails or its disk hangs, the call still succeeds: the container is running, and after an error kubelet
+    // would create another one. The record is written again when the container exits.
     if let Err(error) = recorded {
         tracing::error!(container = %id, error = %error.text(), "cannot record the start: after a power loss the container would be unknown");
     }
@@ -329,7 +329,7 @@ mod tests {
             text.contains("file system may hang") && text.ends_with("worker: the deadline has passed"),
             "{text}"
         );
-        // A silent shim is told as well; another failure has its own cause.
+        // The error of a silent shim names the volume too; any other failure has a cause of its own.
         let after = Duration::from_secs(105);
         let silent = not_created(ClientError::Silent { what: "create", after }, hanging()).text();
         assert!(silent.contains("/mnt/nfs/data") && silent.contains("within 105s"), "{silent}");

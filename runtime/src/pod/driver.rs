@@ -170,7 +170,7 @@ impl Driver {
         }
     }
 
-    /// The pod, as what is under way is listed.
+    /// The pod, as the list of what is under way names it.
     fn subject(&self) -> Subject {
         let PodRecord { id, config, .. } = self.life.record();
         Subject {
@@ -252,7 +252,7 @@ impl Driver {
                 self.offered = connection;
                 self.input(Input::Dialled(dialled));
             }
-            // A timer that was started again.
+            // A timer that was started again: this is its earlier wait.
             Err(error) if error.is_cancelled() => {}
             Err(error) => {
                 tracing::error!(%error, "a timer or an attempt to connect panicked");

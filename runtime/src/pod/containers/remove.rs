@@ -14,7 +14,7 @@ use wire::{ErrorKind as ShimErrorKind, Request};
 
 /// Time limit of requests that only make system calls.
 const SHORT: Duration = Duration::from_secs(10);
-/// Time limit for the shim to reap processes that were killed. If one hangs in the kernel, it cannot.
+/// Time limit for the shim to reap processes that were killed. One that hangs in the kernel cannot be reaped.
 const REAP: Duration = Duration::from_secs(5);
 /// How long RemoveContainer waits for the deletion of the container's files. When a disk runs low, kubelet removes
 /// dead containers, measures the free space right after (`reclaimNodeLevelResources` of its eviction manager), and

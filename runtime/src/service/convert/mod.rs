@@ -45,8 +45,8 @@ const MAX_ARGUMENT: usize = 128 * 1024 - 1;
 /// thousands.
 const MAX_ENTRIES: usize = 64 * 1024;
 
-/// What the host can do, as far as requests may ask for it. Security modules that the host enforces are not implemented:
-/// there, a profile in a request must be refused, not ignored.
+/// Features of the host that decide whether a request is accepted. Security modules are not implemented: where the host
+/// enforces one, a profile in a request must be refused, not ignored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Host {
     /// The kernel enforces AppArmor.

@@ -7,7 +7,7 @@
 //!
 //! Only control frames are collected, up to [`MAX_CONTROL`]. Payloads of data frames are handed out as they arrive, so
 //! that a frame of 16 MiB needs no memory; content that means nothing here (SETTINGS, WINDOW_UPDATE, unknown types) is
-//! counted off and never kept, whatever length it says.
+//! skipped and never kept, whatever length it says.
 
 use super::FLAG_FIN;
 use crate::input::{fill, take};
@@ -15,7 +15,7 @@ use crate::input::{fill, take};
 /// Maximum size of a control frame's content in bytes. Clients of Kubernetes send less than 200.
 pub const MAX_CONTROL: usize = 8 * 1024;
 
-/// The only version there is a frame format for; "3.1" adds flow control to it.
+/// The version in control frames. "3.1" has the same frames, and only adds flow control.
 const VERSION: u16 = 3;
 /// On SYN_STREAM: the other side cannot send.
 const FLAG_UNIDIRECTIONAL: u8 = 0x02;
@@ -114,13 +114,13 @@ mod kind {
 /// What the next byte belongs to.
 #[derive(Debug)]
 enum State {
-    /// In a frame's header, of which this many bytes have come.
+    /// A frame's header, of which this many bytes have come.
     Head(usize),
-    /// In a control frame of this type, whose content has this length.
+    /// The content of a control frame, which has this length.
     Control { kind: u16, flags: u8, length: usize },
-    /// In content that is not wanted.
+    /// Content that is skipped, of which this many bytes are missing.
     Skip(usize),
-    /// In a data frame.
+    /// The payload of a data frame, of which `left` bytes are missing.
     Payload { id: u32, left: usize, fin: bool },
 }
 

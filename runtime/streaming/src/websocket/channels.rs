@@ -1,4 +1,4 @@
-//! Several byte streams in the messages of one connection: `channel.k8s.io` and what was made of it.
+//! Several byte streams in the messages of one connection: `channel.k8s.io` and its later versions.
 //!
 //! ```text
 //! binary:  message = channel | bytes
@@ -35,7 +35,7 @@ pub enum Codec {
 /// What the client did.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ChannelEvent<'i> {
-    /// It sent bytes on a channel, which may be one that there is not.
+    /// It sent bytes on a channel, which may not exist.
     Data {
         /// Number of the channel.
         channel: u8,
@@ -54,9 +54,9 @@ pub enum ChannelEvent<'i> {
 /// What the next piece of a message belongs to.
 #[derive(Debug, Clone, Copy)]
 enum State {
-    /// In what is for this channel.
+    /// The bytes of this channel.
     Channel(u8),
-    /// After the signal to close a channel; which one, if that has come.
+    /// A signal to close a channel, whose number is known once it has come.
     Signal(Option<u8>),
 }
 

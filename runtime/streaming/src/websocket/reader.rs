@@ -30,7 +30,7 @@ pub enum Error {
     /// A close frame of one byte, with a code that may not be sent, or with a reason that is no UTF-8.
     #[error("a malformed close frame")]
     Close,
-    /// A message of `v5.channel.k8s.io` that begins with 255 and has not two bytes.
+    /// A message of `v5.channel.k8s.io` that begins with 255 and does not have exactly two bytes.
     #[error("a malformed message that closes a channel")]
     CloseSignal,
     /// A text message where only binary ones have a meaning.
@@ -103,11 +103,11 @@ const MAX_CONTROL: usize = 125;
 /// What the next byte belongs to.
 #[derive(Debug)]
 enum State {
-    /// In a frame's header, of which this many bytes have come.
+    /// A frame's header, of which this many bytes have come.
     Head(usize),
-    /// In a frame of a message.
+    /// A frame of a message, of which `left` bytes are missing.
     Data { left: u64, fin: bool },
-    /// In a control frame, of which this many bytes are missing.
+    /// A control frame, of which `left` bytes are missing.
     Control { opcode: u8, left: usize },
 }
 
