@@ -4,7 +4,7 @@
 
 use crate::error::{Error, ErrorKind};
 use crate::lanes;
-use crate::shims::spawn::reap_later;
+use child::Process;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::ffi::CString;
 use std::io;
@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use sys::spawn::{Binary, Child, Program};
+use sys::spawn::{Binary, Program};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::Receiver;
 
@@ -74,43 +74,35 @@ impl UserNamespaces {
 async fn attempt(shim: PathBuf, layers: PathBuf) -> io::Result<Option<String>> {
     let (read_end, write_end) = pipe_with(PipeFlags::CLOEXEC)?;
     let started = lanes::records().run(move || start(shim, layers, write_end)).await;
-    let guard = Kill(started.map_err(io::Error::other)??);
+    // Killed if this is given up.
+    let mut process = started.map_err(io::Error::other)??;
     let mut reason = String::new();
     Receiver::from_owned_fd(read_end)?.take(MAX_REASON).read_to_string(&mut reason).await?;
-    let copy = guard.0.pidfd.try_clone()?;
-    let ended = reap_later(Child { pid: guard.0.pid, pidfd: copy }).await;
-    match (ended, reason.is_empty()) {
-        (Ok(Some(status)), true) if status.exit_status() == Some(0) => Ok(None),
-        (Ok(status), true) => Err(io::Error::other(format!("copepod-shim ended with {status:?}"))),
-        (Err(error), true) => Err(io::Error::other(error)),
-        (_, false) => Ok(Some(reason)),
+    let status = process.wait().await;
+    if !reason.is_empty() {
+        return Ok(Some(reason));
+    }
+    match status? {
+        status if status.success() => Ok(None),
+        status => Err(io::Error::other(format!("copepod-shim ended with {status}"))),
     }
 }
 
-/// Kills the process when it is given up.
-struct Kill(Child);
-
-impl Drop for Kill {
-    fn drop(&mut self) {
-        // It has usually ended.
-        drop(sys::pidfd::send_signal(self.0.pidfd.as_fd(), 9));
-    }
-}
-
-/// Blocking.
-fn start(shim: PathBuf, layers: PathBuf, output: OwnedFd) -> io::Result<Child> {
+/// Blocking; must be called within the runtime.
+fn start(shim: PathBuf, layers: PathBuf, output: OwnedFd) -> io::Result<Process> {
     let text = |path: PathBuf| CString::new(path.into_os_string().into_vec()).map_err(io::Error::other);
     let path = text(shim)?;
     let args = [path.clone(), CString::new(wire::PROBE_USER_NAMESPACES)?, text(layers)?];
     let stderr = io::stderr();
-    sys::spawn::spawn(&Program {
+    let child = sys::spawn::spawn(&Program {
         binary: Binary::Path(&path),
         args: &args,
         env: &[],
         stdio: [None, Some(output.as_fd()), Some(stderr.as_fd())],
         fds: &[],
         cgroup: None,
-    })
+    });
+    Process::new(child?)
 }
 
 #[cfg(test)]

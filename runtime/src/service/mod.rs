@@ -8,6 +8,7 @@
 //! ```
 
 mod authority;
+mod chunks;
 mod connection;
 mod convert;
 mod deadline;
@@ -21,7 +22,6 @@ mod runtime;
 mod server;
 mod stats_cache;
 mod status;
-mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -85,7 +85,7 @@ async fn handle<Q, T, F: Future<Output = Result<T, Failure>>>(
         None => running.await,
         Some(left) => match tokio::time::timeout(left, running.as_mut()).await {
             Ok(result) => result,
-            // The work is dropped at the end, so that it can still tell where it is.
+            // The work still exists here, so that the error can say which step it is in.
             Err(_) => Err(Failure::late(left, &call, late)),
         },
     };

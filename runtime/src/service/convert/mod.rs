@@ -17,8 +17,8 @@ mod mount;
 mod pod;
 mod resources;
 mod security;
+mod sessions;
 mod stats;
-mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -29,8 +29,8 @@ pub(super) use mount::mounts_out;
 pub(super) use pod::{pod_item, pod_status, run_request};
 pub(super) use resources::{update_container, update_pod};
 pub(super) use security::namespaces_out;
+pub(super) use sessions::{attach, exec, port_forward};
 pub(super) use stats::{container_stats, pod_stats};
-pub(super) use streams::{attach, exec, port_forward};
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -45,8 +45,8 @@ const MAX_ARGUMENT: usize = 128 * 1024 - 1;
 /// thousands.
 const MAX_ENTRIES: usize = 64 * 1024;
 
-/// What the host can do, as far as requests may ask for it. Security modules that the host enforces are not implemented:
-/// there, a profile in a request must be refused, not ignored.
+/// Features of the host that decide whether a request is accepted. Security modules are not implemented: where the host
+/// enforces one, a profile in a request must be refused, not ignored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Host {
     /// The kernel enforces AppArmor.
