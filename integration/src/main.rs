@@ -202,6 +202,7 @@ fn main() -> ExitCode {
 }
 
 /// `Ok(false)` means that tests failed; an error means that they could not be run.
+#[expect(clippy::too_many_lines, reason = "every command is named once")]
 fn run() -> Result<bool> {
     let command = Cli::parse().command;
     if let Command::Init { args } = &command {

@@ -1,10 +1,12 @@
 //! The daemon as a service of systemd: what it tells the service manager, and what its pods do not inherit from the unit.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::sync::Mutex;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::ptrace;
@@ -35,6 +37,14 @@ const PERIOD: Duration = Duration::from_secs(4);
 struct Manager {
     socket: UnixDatagram,
     path: PathBuf,
+    /// Messages that nobody has waited for yet.
+    received: Mutex<VecDeque<String>>,
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        drop(fs::remove_file(&self.path));
+    }
 }
 
 impl Manager {
@@ -42,7 +52,7 @@ impl Manager {
         let path = cx.node.paths.run.join("notify");
         let socket = UnixDatagram::bind(&path)?;
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, path })
+        Ok(Self { socket, path, received: Mutex::default() })
     }
 
     /// A command with the variables that systemd sets.
@@ -59,27 +69,28 @@ impl Manager {
         cx.node.launch_by(command).await
     }
 
-    /// The messages that wait.
-    fn waiting(&self) -> Vec<String> {
+    /// The next message, if there is one.
+    fn next(&self) -> Option<String> {
+        let mut received = self.received.lock().ok()?;
         let mut buffer = [0; 4096];
-        std::iter::from_fn(|| {
-            let length = self.socket.recv(&mut buffer).ok()?;
-            Some(String::from_utf8_lossy(buffer.get(..length)?).into_owned())
-        })
-        .collect()
+        while let Ok(length) = self.socket.recv(&mut buffer) {
+            received.push_back(String::from_utf8_lossy(buffer.get(..length)?).into_owned());
+        }
+        received.pop_front()
     }
 
-    /// The next message that begins so; others are dropped.
+    /// The next message that begins so; others before it are dropped.
     async fn message(&self, start: &str) -> Result<String> {
-        let found = || async { Ok(self.waiting().into_iter().find(|it| it.starts_with(start))) };
+        let found = || async { Ok(std::iter::from_fn(|| self.next()).find(|it| it.starts_with(start))) };
         wait::until(&format!("the message {start}"), secs(15), found).await
     }
 
     /// Number of messages that feed the watchdog within a time.
     async fn fed(&self, time: Duration) -> usize {
-        self.waiting();
+        let messages = || std::iter::from_fn(|| self.next());
+        messages().for_each(drop);
         tokio::time::sleep(time).await;
-        self.waiting().iter().filter(|it| *it == "WATCHDOG=1").count()
+        messages().filter(|it| it == "WATCHDOG=1").count()
     }
 }
 
@@ -131,7 +142,7 @@ impl Stopped {
 impl Drop for Stopped {
     fn drop(&mut self) {
         for id in &self.0 {
-            drop(ptrace::detach(*id, None));
+            let _ = ptrace::detach(*id, None);
         }
     }
 }
@@ -155,8 +166,8 @@ async fn the_watchdog_is_fed_while_the_daemon_works(cx: Context) -> Result<()> {
     let (begun, begin) = tokio::sync::oneshot::channel();
     let tracing = std::thread::spawn(move || -> Result<()> {
         let threads = Stopped::threads(pid, "copepod")?;
-        drop(begun.send(()));
-        drop(stopped.recv_timeout(10 * PERIOD));
+        let _ = begun.send(());
+        let _ = stopped.recv_timeout(10 * PERIOD);
         drop(threads);
         Ok(())
     });
@@ -181,12 +192,18 @@ async fn the_watchdog_is_fed_while_the_daemon_works(cx: Context) -> Result<()> {
 
 /// The cgroup that stands for the unit's.
 const UNIT: &str = "copepod-test-unit";
+/// The hierarchies in which shims and pods leave it, by the names of their mount points: that by which systemd finds a unit's
+/// processes, and those whose limits and counters a unit has by default.
+const LEFT: [&str; 5] = ["systemd", "unified", "cgroup", "memory", "pids"];
 /// Its oom_score_adj. That of the packaged unit is low, which a test host may not allow.
 const OOM_SCORE_ADJ: &str = "500";
 
 async fn pods_inherit_nothing_of_the_unit(cx: Context) -> Result<()> {
     let manager = Manager::new(&cx)?;
-    let units: Vec<PathBuf> = cgroup::hierarchies().into_iter().map(|it| it.join(UNIT)).collect();
+    let units = cgroup::hierarchies()
+        .into_iter()
+        .filter(|it| it.file_name().is_some_and(|name| LEFT.iter().any(|it| name == *it)));
+    let units: Vec<PathBuf> = units.map(|it| it.join(UNIT)).collect();
     for unit in &units {
         fs::create_dir(unit).with_context(|| unit.display().to_string())?;
     }
