@@ -49,6 +49,7 @@ mod restart;
 mod rootfs;
 mod same_as_runc;
 mod security;
+mod service;
 mod silent;
 mod slow;
 mod splitdisk;
@@ -119,6 +120,7 @@ pub(crate) fn all() -> Vec<Test> {
         records::tests(),
         start::tests(),
         configuration::tests(),
+        service::tests(),
         degraded::tests(),
         splitdisk::tests(),
         pss::tests(),

@@ -173,11 +173,29 @@ fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
     Ok((path, started))
 }
 
+/// Variables of the daemon that are meant for it alone: those of its service manager's protocols (sd_notify(3),
+/// sd_watchdog_enabled(3), sd_listen_fds(3)), and those that the CNI specification defines.
+const NOT_INHERITED: [&str; 13] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDNAMES",
+    "FDSTORE",
+    "MAINPID",
+    "CNI_CONTAINERID",
+    "CNI_IFNAME",
+    "CNI_ARGS",
+    "CNI_NETNS",
+];
+
 /// The daemon's environment, and the variables of the CNI specification.
 fn environment(call: &Call) -> io::Result<Vec<CString>> {
     let search = std::env::join_paths(&call.bin_dirs).map_err(io::Error::other)?;
     let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
-    for name in ["NOTIFY_SOCKET", "CNI_CONTAINERID", "CNI_IFNAME", "CNI_ARGS", "CNI_NETNS"] {
+    for name in NOT_INHERITED {
         env.remove(OsStr::new(name));
     }
     let mut set = |name: &str, value: &OsStr| env.insert(name.into(), value.to_owned());

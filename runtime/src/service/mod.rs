@@ -19,6 +19,7 @@ mod health;
 mod image;
 mod metrics;
 mod runtime;
+mod self_probe;
 mod server;
 mod stats_cache;
 mod status;
@@ -41,6 +42,7 @@ use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
 
 pub(crate) use metrics::Metrics;
+pub(crate) use self_probe::{SelfProbeError, probe_socket};
 pub(crate) use server::Error;
 pub(crate) use server::{Socket, serve};
 pub(crate) use stats_cache::{StatsCache, sample as sample_stats};
