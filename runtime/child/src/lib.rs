@@ -113,6 +113,7 @@ mod tests {
             env: &[arg("PATH=/usr/bin:/bin")],
             stdio: [None, Some(write_end.as_fd()), None],
             fds: &[],
+            cgroup: None,
         });
         (Process::new(child.unwrap()).unwrap(), Receiver::from_owned_fd(read_end.into()).unwrap())
     }

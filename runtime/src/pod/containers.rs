@@ -1,22 +1,22 @@
 //! The work of CreateContainer and StartContainer. `remove` does that of RemoveContainer, and undoes failed creates.
 
+mod host;
 mod images;
 mod remove;
 
 pub(crate) use remove::{kill_and_forget, remove, undo_create};
 
 use super::context::{Context, random};
-use super::foreign;
 use super::life::StartError;
 use super::plan::memfd;
 use super::recorder::{self, Recorder};
 use super::volume_watch::{self, Hanging, Volume};
-use crate::cgroups::{Cgroups, Limits, host_devices};
+use crate::cgroups::{Cgroups, Limits};
 use crate::error::{Error, ErrorKind};
-use crate::seccomp::Compiled;
 use crate::shims::Client;
 use crate::shims::client::ClientError;
 use crate::{failpoint, files, lanes};
+use host::HostParts;
 use image::ImageRecord;
 use model::transition::{self, ContainerEvent};
 use model::{ContainerId, ContainerRecord, PodRecord};
@@ -85,7 +85,7 @@ async fn make(
         image,
         rootfs: rootfs(context, &record.id, lease),
         layers,
-        host: host_files(context, &record).await?,
+        host: host::look_up(context, client, &record).await?,
     };
     let (shared, pod, pod_id) = (Arc::clone(context), pod.clone(), pod.id.clone());
     let work = move || prepare(&shared, &pod, sources, record);
@@ -146,33 +146,7 @@ struct Sources {
     rootfs: RootfsPlan,
     /// The layers of its image volumes.
     layers: ImageLayers,
-    host: HostFiles,
-}
-
-/// What was read at the paths that a request names. They can be on any file system of the node.
-struct HostFiles {
-    seccomp: Option<Arc<Compiled>>,
-    devices: Vec<HostDevice>,
-}
-
-/// Reads the seccomp profile and the device nodes that a request names, before anything is created.
-async fn host_files(context: &Arc<Context>, record: &ContainerRecord) -> Result<HostFiles, Error> {
-    let (security, pod) = (&record.config.security, record.pod.as_str());
-    let seccomp = if security.privileged {
-        None
-    } else {
-        let caps = spec::security::caps(security, context.cap_bounding)?;
-        foreign::seccomp(context, pod, &security.seccomp, caps.bounding).await?
-    };
-    if record.config.devices.is_empty() && !security.privileged {
-        return Ok(HostFiles { seccomp, devices: Vec::new() });
-    }
-    let config = record.config.clone();
-    let paths: Vec<&str> = config.devices.iter().map(|device| device.host_path.as_str()).take(4).collect();
-    let file =
-        format!("devices: host_path {}", if paths.is_empty() { "/dev".to_owned() } else { paths.join(", ") });
-    let devices = foreign::read(pod, "devices", file, move || Ok(host_devices::find(&config)?));
-    Ok(HostFiles { seccomp, devices: devices.await? })
+    host: HostParts,
 }
 
 /// What the cgroup of a new container limits.
@@ -189,7 +163,7 @@ fn prepare(
     sources: Sources,
     mut record: ContainerRecord,
 ) -> Result<Prepared, Error> {
-    let Sources { image, rootfs, layers, host: HostFiles { seccomp, devices } } = sources;
+    let Sources { image, rootfs, layers, host: HostParts { seccomp, devices, apparmor } } = sources;
     let config = &record.config;
     let limits = limits(&context.cgroups, &record, &devices)?;
     let facts = ImageFacts {
@@ -222,6 +196,7 @@ fn prepare(
         cgroup: leaf.plan,
         seccomp_flags: seccomp.as_ref().map_or(0, |compiled| compiled.flags),
         seccomp: seccomp.map(|compiled| compiled.program.clone()),
+        apparmor,
         keyring: keyring()?,
         host: &host,
     })?;

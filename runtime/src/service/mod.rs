@@ -26,6 +26,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use crate::apparmor::AppArmor;
 use crate::config::Config;
 use crate::node::Node;
 use crate::operations::{Call, TraceId};
@@ -60,6 +61,8 @@ pub(crate) struct Backend {
     pub(crate) root: Root,
     /// Whether pods can have user namespaces.
     pub(crate) user_namespaces: UserNamespaces,
+    /// AppArmor.
+    pub(crate) apparmor: AppArmor,
     /// Stats of containers and pods.
     pub(crate) stats: Arc<StatsCache>,
     /// Metrics of pods and containers.

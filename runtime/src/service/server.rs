@@ -175,9 +175,11 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
         path: path.path.clone(),
         source,
     })?;
-    // Without a free thread it is read on this one, which serves no client yet. It must be known: on a host that enforces
-    // AppArmor or SELinux, profiles would otherwise be accepted and not applied.
-    let host = lanes::stats().run(Host::detect).await.unwrap_or_else(|_| Host::detect());
+    // Without a free thread it is read here: a host that is not known would accept profiles and not apply them, and no
+    // client is served yet.
+    let apparmor = backend.apparmor.support();
+    let detect = move || Host::detect(apparmor);
+    let host = lanes::stats().run(detect).await.unwrap_or_else(|_| detect());
     host.warn();
     let node = backend.node.clone();
     let stop = stopping.clone();

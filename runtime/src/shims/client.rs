@@ -44,6 +44,7 @@ pub(crate) struct Client {
     process: Arc<AsyncFd<OwnedFd>>,
     pid: u32,
     sets_terminal_size: bool,
+    applies_apparmor: bool,
 }
 
 /// An exec that was started.
@@ -116,7 +117,9 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
         }
     });
     let sets_terminal_size = hello.has(wire::feature::TERMINAL_SIZE);
-    let client = Client { outgoing, process: Arc::new(process), pid: hello.pid, sets_terminal_size };
+    let applies_apparmor = hello.has(wire::feature::APPARMOR);
+    let (process, pid) = (Arc::new(process), hello.pid);
+    let client = Client { outgoing, process, pid, sets_terminal_size, applies_apparmor };
     if !hello.has(wire::feature::STRICT_PLANS) {
         tracing::warn!(
             pod = %pod, build = hello.build,
@@ -133,7 +136,8 @@ impl Client {
     pub(crate) fn unconnected() -> std::io::Result<Self> {
         let pid = std::process::id();
         let process = super::watched(sys::pidfd::open(pid)?, Interest::READABLE)?;
-        Ok(Self { outgoing: mpsc::channel(1).0, process: Arc::new(process), pid, sets_terminal_size: false })
+        let (outgoing, process) = (mpsc::channel(1).0, Arc::new(process));
+        Ok(Self { outgoing, process, pid, sets_terminal_size: false, applies_apparmor: false })
     }
 
     /// The shim's pid.
@@ -144,6 +148,11 @@ impl Client {
     /// Whether the shim takes the size of a terminal with the exec ([`wire::ExecPlan::size`]).
     pub(crate) fn sets_terminal_size(&self) -> bool {
         self.sets_terminal_size
+    }
+
+    /// Whether the shim applies AppArmor profiles ([`wire::ProcessPlan::apparmor`]).
+    pub(crate) fn applies_apparmor(&self) -> bool {
+        self.applies_apparmor
     }
 
     /// Resolves when the shim's process has ended.

@@ -35,6 +35,7 @@ use scratch::Scratch;
 use stage::{Step, internal, invalid};
 use users::Users;
 
+use crate::process::OfHost;
 use crate::worker_only::{Holders, Receiver, WorkerOnly};
 use crate::{bundle, process, user};
 
@@ -162,7 +163,8 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     for (folder, member) in cgroups.iter().zip(&plan.cgroup.members) {
         sys::cgroup::join(folder.as_fd(), plan.cgroup.unified).map_err(internal("cgroup", &member.path))?;
     }
-    let warning = process::before_namespaces(&plan.process).map_err(internal("process", "oom_score_adj"))?;
+    let OfHost { warning, proc: host_proc } =
+        process::before_namespaces(&plan.process).map_err(internal("process", "/proc"))?;
     if let (Some(warning), Some(receiver)) = (warning, receiver.as_deref()) {
         receiver.warn(&warning);
     }
@@ -193,7 +195,7 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     };
     let worker = WorkerOnly { receiver: taken, create_pipe_read, _holders: holders };
     let user = found.user.clone();
-    let init = Init::new(InitData { late, create_pipe, process, user, start_pipe, worker });
+    let init = Init::new(InitData { late, create_pipe, process, host_proc, user, start_pipe, worker });
     let built = container::build(&id, init.clone());
     // Closes the worker's copies of init's descriptors, among them the write ends of both pipes.
     let create_pipe_read = init.take_back().map(|worker| {
