@@ -1,7 +1,8 @@
 //! Start and stop of the daemon, and the order in which its parts are created.
 
+use crate::apparmor::{AppArmor, Support};
 use crate::cgroups::{self, Cgroups};
-use crate::config::{Arguments, Config, MissingBinary};
+use crate::config::{Arguments, Config, MissingBinary, Switch};
 use crate::node::{Node, NodeOptions};
 use crate::notify::ServiceManager;
 use crate::reload::{Hangups, Reloader};
@@ -146,11 +147,12 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let stopping = Shutdown::on_signals().map_err(failed)?;
     let manager = ServiceManager::from_environment();
     let config = Arc::new(config);
-    let Prerequisites { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary } = blocking({
-        let config = Arc::clone(&config);
-        move || check_prerequisites(&config)
-    })
-    .await?;
+    let Prerequisites { layout, lock, boot_id, images, cgroups, apparmor, shim_binary, pause_binary } =
+        blocking({
+            let config = Arc::clone(&config);
+            move || check_prerequisites(&config)
+        })
+        .await?;
     let cni = Cni::new(CniConfig {
         conf_dir: config.network.conf_dir.clone(),
         bin_dirs: config.network.bin_dirs.clone(),
@@ -168,6 +170,11 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         let (measured, shim, images) = (user_namespaces.clone(), shim_binary.clone(), images.root());
         async move { measured.measure(shim, images).await }
     });
+    let apparmor = AppArmor::new(apparmor);
+    let confining = tokio::spawn({
+        let apparmor = apparmor.clone();
+        async move { apparmor.start().await }
+    });
     let stats = Arc::new(StatsCache::new(StatsReader::new(cgroups.clone()), layout.clone()));
     let metrics = Arc::new(Metrics::new(cgroups.clone(), Arc::clone(&stats), &layout));
     let node = Node::open(NodeOptions {
@@ -178,6 +185,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         cni: cni.clone(),
         cgroups,
         compiler: Arc::new(Compiler::new()),
+        apparmor: apparmor.clone(),
         shim_binary,
         pause_binary,
         mount_namespace: config.mount_namespace.path().into(),
@@ -201,6 +209,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         cni: cni.clone(),
         root: root.clone(),
         user_namespaces,
+        apparmor,
         stats,
         metrics,
         urls,
@@ -213,6 +222,8 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     .await?;
     // It has a time limit. The first Status must be right: kubelet refuses pods by it.
     drop(measuring.await);
+    // It has a time limit too.
+    drop(confining.await);
     let conf_dir = config.network.conf_dir.clone();
     let watching = tokio::spawn(cni_watch::follow(conf_dir, move || {
         let cni = cni.clone();
@@ -256,6 +267,7 @@ struct Prerequisites {
     boot_id: String,
     images: ImageStore,
     cgroups: Cgroups,
+    apparmor: Support,
     shim_binary: PathBuf,
     pause_binary: PathBuf,
 }
@@ -275,7 +287,8 @@ fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
     options.parallel_layers = config.image.max_parallel_downloads;
     let images = ImageStore::open(options)?;
-    Ok(Prerequisites { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary })
+    let apparmor = Support::detect(config.apparmor == Switch::Auto);
+    Ok(Prerequisites { layout, lock, boot_id, images, cgroups, apparmor, shim_binary, pause_binary })
 }
 
 /// Runs a blocking step of the start. There is no time limit: nothing can be served before it ends. If a disk hangs, the

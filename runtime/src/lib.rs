@@ -1,5 +1,7 @@
 //! The daemon: connects the CRI services, pods, shims, images and networks. See ARCHITECTURE.md.
 
+mod apparmor;
+mod attempt;
 mod cgroups;
 pub mod cli;
 mod clock;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::too_many_lines, reason = "a test is one scenario, read in the order in which it happens")]
 
+mod apparmor;
 mod badimage;
 mod badinput;
 mod configuration;
@@ -85,6 +86,7 @@ pub(crate) fn all() -> Vec<Test> {
         libcontainer::tests(),
         security::tests(),
         confinement::tests(),
+        apparmor::tests(),
         userns::tests(),
         privilege::tests(),
         processes::tests(),

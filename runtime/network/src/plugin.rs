@@ -12,12 +12,11 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
+use child::Process;
 use pool::Lane;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde::Deserialize;
 use sys::spawn::{Binary, Program};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -113,70 +112,10 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
 /// A running plugin with our ends of its pipes.
 #[derive(Debug)]
 struct Started {
-    process: PluginProcess,
+    process: Process,
     stdin: pipe::Sender,
     stdout: pipe::Receiver,
     stderr: pipe::Receiver,
-}
-
-/// A running plugin. If it is dropped before it has ended, its process group is killed.
-#[derive(Debug)]
-struct PluginProcess {
-    pid: u32,
-    /// `None` once it is reaped.
-    process: Option<AsyncFd<OwnedFd>>,
-}
-
-impl PluginProcess {
-    /// Waits for the end of the plugin and reaps it.
-    async fn wait(&mut self) -> io::Result<ExitStatus> {
-        let Some(process) = &self.process else { return Err(io::Error::other("it was waited for twice")) };
-        let status = reap(process).await;
-        self.process = None;
-        status
-    }
-}
-
-/// Registers a pidfd with the runtime; on an error it is returned.
-#[expect(
-    deprecated,
-    reason = "sound here, as an OwnedFd keeps its number, and the sound one is unsafe to call"
-)]
-fn watched(process: OwnedFd) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
-    AsyncFd::try_with_interest(process, Interest::READABLE).map_err(|error| error.into_parts())
-}
-
-/// Waits for the end of a child and reaps it.
-async fn reap(process: &AsyncFd<OwnedFd>) -> io::Result<ExitStatus> {
-    drop(process.readable().await?);
-    let ended = waitid(WaitId::PidFd(process.get_ref().as_fd()), WaitIdOptions::EXITED)?;
-    let ended = ended.ok_or_else(|| io::Error::other("it has not ended"))?;
-    // The status word of wait(2).
-    Ok(ExitStatus::from_raw(match (ended.exit_status(), ended.terminating_signal()) {
-        (Some(code), _) => code << 8,
-        (None, signal) => signal.unwrap_or(Signal::KILL.as_raw()),
-    }))
-}
-
-impl Drop for PluginProcess {
-    fn drop(&mut self) {
-        let Some(process) = self.process.take() else { return };
-        kill(self.pid);
-        // Without a runtime the daemon is exiting, and init reaps its children.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { reap(&process).await });
-        }
-    }
-}
-
-/// Kills the process group of a child that is not reaped yet, so that the number is still its own.
-fn kill(pid: u32) {
-    let group = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    if let Some(group) = group
-        && let Err(error) = kill_process_group(group, Signal::KILL)
-    {
-        tracing::warn!(%error, pid, "cannot kill a CNI plugin");
-    }
 }
 
 fn run_error(path: &Path, source: io::Error) -> Failure {
@@ -207,6 +146,7 @@ fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
         env: &env,
         stdio: [Some(stdin.as_fd()), Some(stdout.as_fd()), Some(stderr.as_fd())],
         fds: &lock,
+        cgroup: None,
     };
     let mut tries = 0;
     let child = loop {
@@ -219,18 +159,8 @@ fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
             Err(error) => return Err(failed(error)),
         }
     };
-    let process = match watched(child.pidfd) {
-        Ok(process) => process,
-        Err((process, error)) => {
-            kill(child.pid);
-            // It has been killed, so this does not wait long.
-            waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED)
-                .map_err(|error| failed(error.into()))?;
-            return Err(failed(error));
-        }
-    };
     // From here on it is killed if something fails.
-    let process = PluginProcess { pid: child.pid, process: Some(process) };
+    let process = Process::new(child).map_err(failed)?;
     let start = || -> io::Result<Started> {
         Ok(Started {
             process,

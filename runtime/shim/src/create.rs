@@ -24,6 +24,8 @@ pub(crate) struct StreamRequest {
 pub(crate) struct Passed {
     /// Number of descriptors of the request: the plan, kubelet's mount namespace, then the cgroup folders.
     pub(crate) requested: usize,
+    /// The worker was created in the container's cgroup.
+    pub(crate) in_cgroup: bool,
     pub(crate) streams: StreamRequest,
     /// Kinds of pause's namespaces, which follow.
     pub(crate) pause: Kinds,
@@ -57,7 +59,7 @@ pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, passed: Passed) -> i32
 }
 
 fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result<CreateInput, wire::Failure> {
-    let Passed { requested, streams, pause, targets } = passed;
+    let Passed { requested, in_cgroup, streams, pause, targets } = passed;
     let mut theirs = fds.split_off(requested.min(fds.len())).into_iter();
     let at = |stage: &'static str| move |error: io::Error| failure(ErrorKind::Internal, stage, &error);
     let pause = Namespaces::from_fds(pause, &mut theirs).map_err(at("namespaces"))?;
@@ -70,7 +72,7 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
     let (Some(plan), Some(kubelet_mntns)) = (fds.next(), fds.next()) else {
         return Err(refusal(ErrorKind::Invalid, "plan", "the request has no plan or no mount namespace"));
     };
-    let cgroups: Vec<OwnedFd> = fds.collect();
+    let cgroups: Vec<OwnedFd> = if in_cgroup { Vec::new() } else { fds.collect() };
     let plan: ContainerPlan = read_plan(plan.as_fd())?;
     let target = match &plan.namespaces.pid {
         NamespaceSource::Container(id) => {

@@ -21,14 +21,14 @@ pub(crate) type Forked = (u32, OwnedFd);
 pub(crate) fn pause(fds: &[OwnedFd], binary: BorrowedFd<'_>) -> io::Result<Forked> {
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     keep.push(binary);
-    packet::fork(&keep, |reporter, mut fds| match fds.pop() {
+    packet::fork(None, &keep, |reporter, mut fds, _| match fds.pop() {
         Some(binary) => pause::work(&reporter, fds, binary.as_fd()),
         None => 1,
     })
 }
 
-/// Forks the worker that creates a container. `targets`: the pod's containers and their namespaces. The plan, which
-/// only the worker reads, says whose PID namespace it needs.
+/// Forks the worker that creates a container, on v2 in the container's cgroup. `targets`: the pod's containers and their
+/// namespaces. The plan, which only the worker reads, says whose PID namespace it needs.
 ///
 /// # Errors
 /// The errors of socketpair and fork.
@@ -40,16 +40,25 @@ pub(crate) fn container<'a>(
 ) -> io::Result<Forked> {
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     keep.extend(pause.fds());
-    let mut passed =
-        create::Passed { requested: fds.len(), streams, pause: pause.kinds(), targets: Vec::new() };
+    let mut passed = create::Passed {
+        requested: fds.len(),
+        in_cgroup: false,
+        streams,
+        pause: pause.kinds(),
+        targets: Vec::new(),
+    };
     for (id, namespaces) in targets {
         passed.targets.push((id.clone(), namespaces.kinds().only("pid")));
         keep.extend(namespaces.get("pid"));
     }
-    packet::fork(&keep, move |reporter, fds| create::work(reporter, fds, passed))
+    // After the plan and kubelet's mount namespace come the cgroup folders.
+    let cgroup = fds.get(2).map(|fd| fd.as_fd()).filter(|folder| sys::cgroup::is_unified(*folder));
+    packet::fork(cgroup, &keep, move |reporter, fds, in_cgroup| {
+        create::work(reporter, fds, create::Passed { in_cgroup, ..passed })
+    })
 }
 
-/// Forks the worker that starts a process in the container with this init.
+/// Forks the worker that starts a process in the container with this init, on v2 in the container's cgroup.
 ///
 /// # Errors
 /// The errors of socketpair and fork.
@@ -65,10 +74,14 @@ pub(crate) fn exec(
         cgroups: folders.len(),
         namespaces: namespaces.kinds(),
         unified: *unified,
+        in_cgroup: false,
         init,
     };
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     keep.extend(folders.iter().map(|fd| fd.as_fd()));
     keep.extend(namespaces.fds());
-    packet::fork(&keep, move |reporter, fds| exec::work(reporter, fds, passed))
+    let cgroup = folders.first().filter(|_| *unified).map(|fd| fd.as_fd());
+    packet::fork(cgroup, &keep, move |reporter, fds, in_cgroup| {
+        exec::work(reporter, fds, exec::Passed { in_cgroup, ..passed })
+    })
 }

@@ -167,19 +167,30 @@ fn beginning(text: &str) -> String {
 }
 
 /// Forks a worker for `work`, which gets the worker's end of the socket and copies of `keep`. The child closes all
-/// other descriptors except stdio ([`sys::fork::worker`]).
-pub(crate) fn fork<F>(keep: &[BorrowedFd<'_>], work: F) -> io::Result<(u32, OwnedFd)>
+/// other descriptors except stdio ([`sys::fork::worker`]). It is created in `cgroup`, a folder of v2, unless that may not
+/// have processes (EBUSY): then in the shim's. `work` is told whether it is in `cgroup`.
+pub(crate) fn fork<F>(
+    cgroup: Option<BorrowedFd<'_>>,
+    keep: &[BorrowedFd<'_>],
+    work: F,
+) -> io::Result<(u32, OwnedFd)>
 where
-    F: FnOnce(Reporter, Vec<OwnedFd>) -> i32 + Clone + 'static,
+    F: FnOnce(Reporter, Vec<OwnedFd>, bool) -> i32 + Clone + 'static,
 {
     let (ours, theirs) = sys::scm::packet_pair()?;
     sys::fds::set_nonblocking(ours.as_fd())?;
     let mut kept = keep.to_vec();
     kept.push(theirs.as_fd());
-    let pid = sys::fork::worker(&kept, move |mut fds| match fds.pop() {
-        Some(socket) => work(Reporter(socket), fds),
+    let begin = move |mut fds: Vec<OwnedFd>, in_cgroup| match fds.pop() {
+        Some(socket) => work(Reporter(socket), fds, in_cgroup),
         None => 1,
-    })?;
+    };
+    let other = begin.clone();
+    let pid = match cgroup.map(|cgroup| sys::clone::worker_in(cgroup, &kept, move |fds| begin(fds, true))) {
+        Some(Err(error)) if error.kind() != io::ErrorKind::ResourceBusy => return Err(error),
+        Some(Ok(pid)) => pid,
+        _ => sys::fork::worker(&kept, move |fds| other(fds, false))?,
+    };
     Ok((pid, ours))
 }
 

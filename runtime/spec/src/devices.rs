@@ -1,4 +1,10 @@
-//! Device nodes of a container, and the rules of its device cgroup.
+//! Device nodes of a container, and the rules of its device cgroup: written one by one on v1 ([`DeviceRule`] is displayed
+//! as such a line), as one program on v2 ([`program()`]).
+
+mod program;
+mod v1;
+
+pub use program::{MAX_INSTRUCTIONS, Program, program};
 
 use crate::{Error, path};
 use model::Device;

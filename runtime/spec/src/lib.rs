@@ -9,7 +9,7 @@
 //! `PodConfig` and `ContainerConfig`, which are therefore valid here. An [`Error`] of this crate is about what the
 //! message alone does not show: a value that does not fit the sandbox, the image or the node.
 //!
-//! The order of a create: [`security::caps`] -> seccomp program for these capabilities; [`resources::v1`] and
+//! The order of a create: [`security::caps`] -> seccomp program for these capabilities; [`resources::writes`] and
 //! [`devices::rules`] -> cgroup; [`container`] -> the plan; [`exec::keep`] -> the part of the plan that the
 //! record keeps for execs.
 

@@ -1,9 +1,10 @@
-//! What the kernel accepts as resources, and the cgroup files of v1 that CRI resources are written to, in the order
-//! of writing.
+//! What the kernel accepts as resources, and the cgroup files that CRI resources are written to, in the order of writing.
 
 mod update;
+mod v2;
 
 pub use update::{applied, before, updated};
+pub use v2::v2;
 
 use model::{HugepageLimit, Resources};
 use std::ops::RangeInclusive;
@@ -51,10 +52,27 @@ pub fn is_swap_limit(memory: i64, both: i64) -> bool {
     both <= 0 || (memory > 0 && both >= memory)
 }
 
+/// Version of the cgroups that limit resources. Hybrid hosts have v1's controllers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// A hierarchy for each controller.
+    V1,
+    /// One hierarchy.
+    V2,
+}
+
+/// The files of a request. `old` is what the cgroup has before: the defaults for a new one.
+pub fn writes(version: Version, old: &Resources, resources: &Resources, mode: Mode) -> Vec<Write> {
+    match version {
+        Version::V1 => v1(resources, mode),
+        Version::V2 => v2(old, resources, mode),
+    }
+}
+
 /// One cgroup file to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
-    /// Controller, as named in /proc/cgroups.
+    /// Controller, as in /proc/cgroups or cgroup.controllers; `cgroup` for files of v2's core.
     pub controller: String,
     /// File in the controller's folder.
     pub file: String,

@@ -1,7 +1,7 @@
 //! Computes the plan of pause, which holds a sandbox's namespaces.
 
 use crate::Error;
-use crate::resources::Write;
+use crate::resources::{Version, Write};
 use crate::sysctl::{self, Namespace};
 use model::{NamespaceMode, PodConfig, PodRecord, PodSecurity, User, UserMapping};
 use wire::{CgroupPlan, PausePlan, SeccompProgram};
@@ -34,11 +34,13 @@ pub struct PauseInput<'a> {
     pub cgroup: CgroupPlan,
     /// The seccomp filter; ignored if the sandbox is privileged.
     pub seccomp: Option<SeccompProgram>,
+    /// Name of the AppArmor profile; empty for none.
+    pub apparmor: String,
 }
 
 /// Computes pause's plan; the error names the field that is refused.
 pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
-    let PauseInput { pod, cgroup, seccomp } = input;
+    let PauseInput { pod, cgroup, seccomp, apparmor } = input;
     let config = &pod.config;
     let asked = &config.security;
     // A sandbox has its own namespaces, except those for which NODE is requested.
@@ -61,6 +63,7 @@ pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
         },
         user: user(asked, mapping)?,
         seccomp: if asked.privileged { None } else { seccomp },
+        apparmor,
         oom_score_adj: PAUSE_OOM_SCORE_ADJ,
         cgroup,
         shm_size: SHM_SIZE,
@@ -99,8 +102,8 @@ fn default(name: &str, value: &str, mapping: Option<UserMapping>) -> String {
     }
 }
 
-/// v1 limits of pause's own cgroup: one process of some KiB, so that nothing else can run there.
-pub fn pause_limits() -> Vec<Write> {
+/// Limits of pause's own cgroup: one process of some KiB, so that nothing else can run there.
+pub fn pause_limits(version: Version) -> Vec<Write> {
     let write = |controller: &str, file: &str, value: u64| Write {
         controller: controller.to_owned(),
         file: file.to_owned(),
@@ -108,7 +111,11 @@ pub fn pause_limits() -> Vec<Write> {
         field: "limit of the sandbox's own process (pause)".to_owned(),
         optional: true,
     };
-    vec![write("pids", "pids.max", 1), write("memory", "memory.limit_in_bytes", PAUSE_MEMORY)]
+    let memory = match version {
+        Version::V1 => "memory.limit_in_bytes",
+        Version::V2 => "memory.max",
+    };
+    vec![write("pids", "pids.max", 1), write("memory", memory, PAUSE_MEMORY)]
 }
 
 /// The sysctls of a pod's network namespace as `(path below /proc/sys, value)`, to be set once its interfaces exist. The
@@ -158,7 +165,7 @@ mod tests {
     fn plan(config: PodConfig) -> Result<PausePlan, Error> {
         let pod = PodRecord::new(PodId::from_random([3; 32]), config, 1);
         let seccomp = Some(SeccompProgram { instructions: vec![1] });
-        pause(PauseInput { pod: &pod, cgroup: CgroupPlan::default(), seccomp })
+        pause(PauseInput { pod: &pod, cgroup: CgroupPlan::default(), seccomp, apparmor: String::new() })
     }
 
     fn named() -> PodConfig {

@@ -12,8 +12,8 @@ pub enum Error {
         /// What is missing, and how to fix it.
         missing: String,
     },
-    /// The path is not a clean absolute path.
-    #[error("cgroup path: {source}")]
+    /// The path is not that of a cgroup, or the device rules are too many.
+    #[error("cgroup: {source}")]
     Path {
         /// The path, and what a valid one is.
         #[from]
@@ -29,6 +29,27 @@ pub enum Error {
         /// The error of the system call.
         #[source]
         source: io::Error,
+    },
+    /// The kernel does not allow limits below a v2 cgroup.
+    #[error("cgroup {path}: cannot enable {controllers} for the cgroups below: {reason}")]
+    Controllers {
+        /// The cgroup's folder.
+        path: PathBuf,
+        /// As written to `cgroup.subtree_control`.
+        controllers: String,
+        /// The reason, and what to do.
+        reason: String,
+    },
+    /// The program that filters devices could not be attached. Without it a container could use every device.
+    #[error(
+        "cgroup {path}: the filter of devices: {source}; it needs CONFIG_CGROUP_BPF and CAP_BPF or CAP_SYS_ADMIN"
+    )]
+    Devices {
+        /// The cgroup's folder.
+        path: PathBuf,
+        /// The failed call.
+        #[source]
+        source: sys::bpf::Error,
     },
     /// The kernel refused a limit, or has no file for it.
     #[error("{field}: {value:?} cannot be set in {path}: {reason}")]

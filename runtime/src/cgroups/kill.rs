@@ -3,6 +3,7 @@
 use super::{Error, Failures, Hierarchy};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use spec::resources::Version;
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
@@ -62,7 +63,12 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 /// Kills until no process is left, for at most `limit`.
-pub(super) fn all(hierarchies: &[Hierarchy], path: &str, limit: Duration) -> Result<(), Error> {
+pub(super) fn all(
+    version: Version,
+    hierarchies: &[Hierarchy],
+    path: &str,
+    limit: Duration,
+) -> Result<(), Error> {
     let start = Instant::now();
     let mut pause = Duration::from_millis(1);
     loop {
@@ -90,7 +96,7 @@ pub(super) fn all(hierarchies: &[Hierarchy], path: &str, limit: Duration) -> Res
         }
         let borrowed: Vec<_> = folders.iter().map(OwnedFd::as_fd).collect();
         let freezer = freezer.and_then(|place| borrowed.get(place).copied());
-        let unified = false;
+        let unified = version == Version::V2;
         match sys::cgroup::kill_all(&borrowed, freezer, unified, FREEZE_LIMIT) {
             Err(source) if !sys::cgroup::is_too_many(&source) => {
                 return Err(Error::io("kill", PathBuf::from(path), source));

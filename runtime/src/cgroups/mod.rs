@@ -1,25 +1,34 @@
 //! Cgroups of containers and shims: creating, limiting, killing, removing. Blocking; callers use a lane.
 //!
-//! Version 1, alone or hybrid. (Hybrid means that cgroup2 is mounted too. Nothing of ours joins it: it has no
-//! `tasks` file, and joining by `cgroup.procs` waits for an RCU grace period.) A host with cgroup v2 only is
-//! refused by [`Cgroups::detect`]. Everything here uses plain files, no D-Bus and no crate: libcontainer's
-//! own handling adds 15 ms to a cold create, and cgroups-rs brings a D-Bus client and a second nix.
+//! Version 1, alone or hybrid, or version 2. (Hybrid means that cgroup2 is mounted too. Nothing of ours joins it then: it
+//! has no `tasks` file, and joining by `cgroup.procs` waits for an RCU grace period.) [`Cgroups::detect`] finds out which,
+//! and nobody outside asks: `spec` computes what is to be written, `v1` and `v2` know how folders are made, and a v2 host is
+//! one with a single hierarchy. Everything here uses plain files, no D-Bus and no crate: libcontainer's own handling adds
+//! 15 ms to a cold create, and cgroups-rs brings a D-Bus client and a second nix.
 
 mod detect;
 mod error;
+mod files;
 pub(crate) mod host_devices;
 mod kill;
+mod leaf;
+mod levels;
 mod names;
 mod update;
 mod v1;
+mod v2;
 
 pub(crate) use detect::Hierarchy;
 pub(crate) use error::{Error, Failures};
+pub(crate) use leaf::{Leaf, Limits};
 pub(crate) use names::{DEFAULT_PARENT, SHIM_ROOT, leaf_path, pod_parent, shim_path};
-pub(crate) use v1::{Leaf, Limits};
 
-use model::PodId;
-use std::path::PathBuf;
+use model::{PodId, Resources};
+use spec::devices::DeviceRule;
+use spec::resources::{Mode, Version};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long [`Cgroups::kill_all`] tries before it reports the remaining processes (usually in D state).
@@ -30,9 +39,19 @@ const REMOVE_LIMIT: Duration = Duration::from_secs(2);
 /// The controllers in whose hierarchies pause has a cgroup.
 const PAUSE_CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "freezer", "memory", "pids"];
 
+/// How a shim gets into its cgroup.
+#[derive(Debug)]
+pub(crate) struct ShimCgroup {
+    /// The folder in which it is created.
+    pub(crate) start_in: Option<OwnedFd>,
+    /// Folders that it joins after its start.
+    pub(crate) join: Vec<PathBuf>,
+}
+
 /// The host's cgroup hierarchies.
 #[derive(Debug, Clone)]
 pub(crate) struct Cgroups {
+    version: Version,
     hierarchies: Vec<Hierarchy>,
 }
 
@@ -41,7 +60,9 @@ impl Cgroups {
     pub(crate) fn detect() -> Result<Self, Error> {
         let path = "/proc/self/mountinfo";
         let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
-        Ok(Self { hierarchies: detect::hierarchies(&text)? })
+        let controllers = |folder: &Path| files::read(&folder.join("cgroup.controllers"));
+        let (version, hierarchies) = detect::hierarchies(&text, controllers)?;
+        Ok(Self { version, hierarchies })
     }
 
     /// Folder of a cgroup in the hierarchy of a controller, if that is mounted.
@@ -50,41 +71,68 @@ impl Cgroups {
         Some(hierarchy.folder(path))
     }
 
+    /// The limits of a new container's leaf at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] for `unified` on v1: it names files of v2.
+    pub(crate) fn limits(
+        &self,
+        path: &str,
+        resources: &Resources,
+        devices: Vec<DeviceRule>,
+    ) -> Result<Limits, Error> {
+        update::check_unified(self.version, path, "config.linux.resources", resources)?;
+        let none = Resources::default();
+        Ok(Limits { writes: spec::resources::writes(self.version, &none, resources, Mode::Create), devices })
+    }
+
     /// Creates a leaf cgroup in every hierarchy, with missing parents, and writes its limits and device
     /// rules. On an error nothing of the leaf is left. An existing leaf is an error, because ids are unique.
     pub(crate) fn create_leaf(&self, path: &str, limits: &Limits) -> Result<Leaf, Error> {
         names::check(path)?;
-        v1::create(&self.hierarchies, path, limits)
+        leaf::create(self.version, &self.hierarchies, path, limits)
     }
 
     /// Like [`Cgroups::create_leaf`] for a pod's pause process, but only in the named hierarchies and in those that
     /// limit, kill or account for it. In the others it stays where its shim is: they have nothing to limit in a
     /// process that sleeps, and each folder takes time and several KiB of the kernel's memory.
-    pub(crate) fn create_pause_leaf(&self, path: &str, limits: &Limits) -> Result<Leaf, Error> {
+    pub(crate) fn create_pause_leaf(&self, path: &str) -> Result<Leaf, Error> {
         names::check(path)?;
+        let limits = Limits { writes: spec::pause_limits(self.version), ..Limits::default() };
         let wanted = |hierarchy: &&Hierarchy| {
             hierarchy.is_named() || PAUSE_CONTROLLERS.iter().any(|controller| hierarchy.has(controller))
         };
         let chosen: Vec<Hierarchy> = self.hierarchies.iter().filter(wanted).cloned().collect();
-        v1::create(&chosen, path, limits)
+        leaf::create(self.version, &chosen, path, &limits)
     }
 
-    /// Creates `/copepod/<pod>` for a shim, outside kubelet's tree, and returns the folders to join: the
-    /// named hierarchies (so that the service manager does not touch it), memory and pids. Existing ones are
-    /// kept.
-    pub(crate) fn create_shim(&self, pod: &PodId) -> Result<Vec<PathBuf>, Error> {
+    /// Creates `/copepod/<pod>` for a shim, outside kubelet's tree. On v1 in the named hierarchies (so that the service
+    /// manager does not touch it), memory and pids. Existing ones are kept.
+    pub(crate) fn create_shim(&self, pod: &PodId) -> Result<ShimCgroup, Error> {
         let wanted =
             |hierarchy: &&Hierarchy| hierarchy.is_named() || hierarchy.has("memory") || hierarchy.has("pids");
         let path = shim_path(pod);
-        let chosen: Vec<&Hierarchy> = self.hierarchies.iter().filter(wanted).collect();
-        chosen.into_iter().map(|hierarchy| v1::ensure(hierarchy, &path)).collect()
+        let chosen = self.hierarchies.iter().filter(wanted);
+        match self.version {
+            Version::V1 => {
+                let join = chosen.map(|hierarchy| v1::ensure(hierarchy, &path)).collect::<Result<_, _>>()?;
+                Ok(ShimCgroup { start_in: None, join })
+            }
+            Version::V2 => {
+                let open = |hierarchy| {
+                    let folder = v2::ensure(hierarchy, &path)?;
+                    File::open(&folder).map(OwnedFd::from).map_err(|source| Error::io("open", folder, source))
+                };
+                Ok(ShimCgroup { start_in: chosen.map(open).next().transpose()?, join: Vec::new() })
+            }
+        }
     }
 
     /// Kills all processes at and below a cgroup and returns when none is left; a missing cgroup has none.
     /// After ten seconds it fails with the remaining pids.
     pub(crate) fn kill_all(&self, path: &str) -> Result<(), Error> {
         names::check(path)?;
-        kill::all(&self.hierarchies, path, KILL_LIMIT)
+        kill::all(self.version, &self.hierarchies, path, KILL_LIMIT)
     }
 
     /// Removes a cgroup and everything below it in every hierarchy; a missing one is not an error. Processes
@@ -131,7 +179,14 @@ impl Cgroups {
     /// Number of processes of this cgroup that the kernel killed because of the memory limit.
     pub(crate) fn oom_kills(&self, path: &str) -> Result<u64, Error> {
         names::check(path)?;
-        v1::oom_kills(&self.hierarchies, path)
+        let Some(folder) = self.folder("memory", path) else { return Ok(0) };
+        let file = folder.join(match self.version {
+            Version::V1 => "memory.oom_control",
+            Version::V2 => "memory.events",
+        });
+        let text = files::read(&file)?;
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
+        Ok(count.unwrap_or(0))
     }
 }
 

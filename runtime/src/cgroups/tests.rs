@@ -3,7 +3,6 @@
 mod update;
 
 use super::*;
-use spec::resources::{Mode, v1};
 use std::process::{Child, Command};
 
 /// A cgroup of this test, removed in any case.
@@ -60,22 +59,22 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn limits(resources: &model::Resources) -> Limits {
+fn limits(resources: &Resources) -> Limits {
     let devices = spec::devices::rules(&[], false, &[]).unwrap();
-    Limits { writes: v1(resources, Mode::Create), devices }
+    Limits { writes: spec::resources::v1(resources, Mode::Create), devices }
 }
 
 #[test]
 fn privileged_leaf_limits_kill_and_remove() {
     let cgroup = TestCgroup::new("leaf");
     let path = cgroup.leaf("c1");
-    let resources = model::Resources {
+    let resources = Resources {
         cpu_shares: 256,
         cpu_period: 50_000,
         cpu_quota: 25_000,
         memory_limit: 32 << 20,
         hugepage_limits: vec![model::HugepageLimit { page_size: "2MB".into(), limit: 0 }],
-        ..model::Resources::default()
+        ..Resources::default()
     };
     let leaf = cgroup.cgroups.create_leaf(&path, &limits(&resources)).unwrap();
     assert_eq!(leaf.folders.len(), leaf.plan.members.len());
@@ -114,21 +113,21 @@ fn privileged_leaf_limits_kill_and_remove() {
     cgroup.cgroups.remove(&path).unwrap();
     cgroup.cgroups.remove(&path).unwrap();
     cgroup.cgroups.kill_all(&path).unwrap();
-    assert!(super::v1::open(&cgroup.cgroups.hierarchies, &path).is_err());
+    assert!(leaf::open(Version::V1, &cgroup.cgroups.hierarchies, &path).is_err());
 }
 
 #[test]
 fn privileged_failed_create_leaves_nothing() {
     let cgroup = TestCgroup::new("fail");
     let path = cgroup.leaf("c1");
-    let wrong = model::Resources { cpuset_cpus: "4095".into(), ..model::Resources::default() };
+    let wrong = Resources { cpuset_cpus: "4095".into(), ..Resources::default() };
     let error = cgroup.cgroups.create_leaf(&path, &limits(&wrong)).unwrap_err();
     assert!(error.to_string().contains("cpuset_cpus"), "{error}");
     for hierarchy in &cgroup.cgroups.hierarchies {
         assert!(!hierarchy.folder(&path).exists());
     }
     let huge = model::HugepageLimit { page_size: "2MB".into(), limit: 2 << 20 };
-    let asked = model::Resources { hugepage_limits: vec![huge], ..model::Resources::default() };
+    let asked = Resources { hugepage_limits: vec![huge], ..Resources::default() };
     let outcome = cgroup.cgroups.create_leaf(&path, &limits(&asked));
     if !cgroup.cgroups.hierarchies.iter().any(|hierarchy| hierarchy.has("hugetlb")) {
         let error = outcome.unwrap_err().to_string();
@@ -182,9 +181,9 @@ fn privileged_shims_have_their_own_cgroups() {
     let mut bytes = [0; 32];
     bytes[..4].copy_from_slice(&std::process::id().to_le_bytes());
     let pod = PodId::from_random(bytes);
-    let folders = cgroups.create_shim(&pod).unwrap();
+    let folders = cgroups.create_shim(&pod).unwrap().join;
     assert!(folders.len() >= 2 && folders.iter().all(|folder| folder.join("tasks").exists()), "{folders:?}");
-    assert_eq!(cgroups.create_shim(&pod).unwrap(), folders);
+    assert_eq!(cgroups.create_shim(&pod).unwrap().join, folders);
     cgroups.remove_pod(&model::PodConfig::default(), &pod).unwrap();
     assert!(!folders.iter().any(|folder| folder.exists()));
 }
@@ -201,7 +200,7 @@ fn privileged_container_may_use_every_device() {
 #[test]
 fn privileged_leaves_are_cheap_and_parallel() {
     let cgroup = TestCgroup::new("many");
-    let resources = model::Resources { memory_limit: 32 << 20, cpu_shares: 100, ..Default::default() };
+    let resources = Resources { memory_limit: 32 << 20, cpu_shares: 100, ..Default::default() };
     let limits = limits(&resources);
     let start = std::time::Instant::now();
     std::thread::scope(|scope| {
@@ -229,8 +228,7 @@ fn privileged_leaves_are_cheap_and_parallel() {
 fn privileged_pause_has_a_cgroup_only_where_it_serves() {
     let cgroup = TestCgroup::new("pause");
     let path = cgroup.leaf("pause");
-    let limits = Limits { writes: spec::pause_limits(), devices: Vec::new() };
-    let leaf = cgroup.cgroups.create_pause_leaf(&path, &limits).unwrap();
+    let leaf = cgroup.cgroups.create_pause_leaf(&path).unwrap();
     assert_eq!(leaf.folders.len(), leaf.plan.members.len());
     for hierarchy in &cgroup.cgroups.hierarchies {
         let serves =

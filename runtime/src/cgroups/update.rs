@@ -1,4 +1,4 @@
-//! Changes limits of a container's v1 cgroup, for UpdateContainerResources: all of them or none. Device rules are not
+//! Changes limits of a container's cgroup, for UpdateContainerResources: all of them or none. Device rules are not
 //! limits of a request, and are never changed.
 //!
 //! The values before the update are read first. `plan` then computes the writes in an order in which the kernel accepts
@@ -6,12 +6,12 @@
 
 mod plan;
 
-use super::v1::{self, file, put, read};
-use super::{Cgroups, Error, Failures, names};
+use super::files::{self, of_write, put, read};
+use super::{Cgroups, Error, Failures, names, v2};
 use model::Resources;
 use plan::{Change, Step};
 use rustix::io::Errno;
-use spec::resources::{Mode, Write};
+use spec::resources::{Mode, Version, Write};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -24,23 +24,19 @@ struct Target<'a> {
 }
 
 impl Cgroups {
-    /// Refuses resources of a new container at `path` that this host has no files for at all.
+    /// Applies an update to an existing leaf, whose resources were `old`. Returns the limits that were skipped because this
+    /// host has no files for them.
     ///
     /// # Errors
-    /// [`Error::Limit`] for `unified`, which names files of cgroup v2.
-    pub(crate) fn check_new(path: &str, resources: &Resources) -> Result<(), Error> {
-        no_unified(path, "config.linux.resources", resources)
-    }
-
-    /// Applies an update to an existing leaf. Returns the limits that were skipped because this host has no files for
-    /// them.
-    ///
-    /// # Errors
-    /// [`Error::BelowUsage`]; [`Error::Limit`] for other values that the kernel refuses, and for `unified`, which exists
-    /// on v2 only; [`Error::Gone`]. Then the leaf has its previous values, unless the error says that they could not be
+    /// [`Error::BelowUsage`]; [`Error::Limit`] for other values that the kernel refuses, and for `unified` on v1; [`Error::Gone`]. Then the leaf has its previous values, unless the error says that they could not be
     /// restored.
-    pub(crate) fn update(&self, path: &str, update: &Resources) -> Result<Vec<String>, Error> {
-        self.write(path, &writes(path, update)?)
+    pub(crate) fn update(
+        &self,
+        path: &str,
+        old: &Resources,
+        update: &Resources,
+    ) -> Result<Vec<String>, Error> {
+        self.write(path, &self.writes(path, old, update)?)
     }
 
     /// Finds out whether an update was applied whose end was not seen: true if the leaf has all of its values.
@@ -49,13 +45,15 @@ impl Cgroups {
     /// # Errors
     /// As [`Self::update`].
     pub(crate) fn settle(&self, path: &str, old: &Resources, update: &Resources) -> Result<bool, Error> {
-        let wanted = writes(path, update)?;
+        let wanted = self.writes(path, old, update)?;
         if self.targets(path, &wanted)?.0.iter().all(|target| !target.change.changes()) {
             return Ok(true);
         }
-        let mut before = spec::resources::before(old, &wanted);
-        for write in before.iter_mut().filter(|write| write.value.is_empty()) {
-            if let Some(file) = file(&self.hierarchies, path, write)? {
+        let mut before = spec::resources::before(self.version, old, &wanted);
+        // A process cannot join an empty cpuset of v1. That of v2 stands for the one above.
+        let is_v1 = self.version == Version::V1;
+        for write in before.iter_mut().filter(|write| is_v1 && write.value.is_empty()) {
+            if let Some(file) = of_write(self.version, &self.hierarchies, path, write)? {
                 write.value = of_parent(&file)?;
             }
         }
@@ -82,12 +80,23 @@ impl Cgroups {
         sys::cgroup::change_oom_score_adj(dir.as_fd(), from, adj).map(Some).map_err(failed)
     }
 
+    /// The files of an update.
+    fn writes(&self, path: &str, old: &Resources, update: &Resources) -> Result<Vec<Write>, Error> {
+        check_unified(self.version, path, "linux", update)?;
+        Ok(spec::resources::writes(self.version, old, update, Mode::Update))
+    }
+
     fn write(&self, path: &str, writes: &[Write]) -> Result<Vec<String>, Error> {
         let (targets, skipped) = self.targets(path, writes)?;
         let steps = plan::steps(targets.iter().map(|target| &target.change));
         let target = |step: &Step| targets.get(step.change);
         let done = plan::perform(&steps, |step, value| match target(step) {
-            Some(target) => put(&target.file, value),
+            Some(target) => {
+                if target.write.file == "memory.max" {
+                    v2::reclaim(&target.file, value)?;
+                }
+                put(&target.file, value)
+            }
             None => Err(io::Error::other("bug in copepod: a step of no change")),
         });
         let Err(failed) = done else { return Ok(skipped) };
@@ -111,7 +120,7 @@ impl Cgroups {
         }
         let (mut targets, mut skipped) = (Vec::with_capacity(writes.len()), Vec::new());
         for write in writes {
-            match file(&self.hierarchies, path, write)? {
+            match of_write(self.version, &self.hierarchies, path, write)? {
                 Some(file) => {
                     let before = read(&file)?;
                     let change = Change { file: write.file.clone(), before, after: write.value.clone() };
@@ -124,15 +133,14 @@ impl Cgroups {
     }
 }
 
-/// The files of an update.
-fn writes(path: &str, update: &Resources) -> Result<Vec<Write>, Error> {
-    no_unified(path, "linux", update)?;
-    Ok(spec::resources::v1(update, Mode::Update))
-}
-
 /// `unified` names files of cgroup v2, and no call may say that it has set what it has not. `message` has the field.
-fn no_unified(path: &str, message: &str, resources: &Resources) -> Result<(), Error> {
-    let Some((file, value)) = resources.unified.first_key_value() else {
+pub(super) fn check_unified(
+    version: Version,
+    path: &str,
+    message: &str,
+    resources: &Resources,
+) -> Result<(), Error> {
+    let Some((file, value)) = resources.unified.first_key_value().filter(|_| version == Version::V1) else {
         return Ok(());
     };
     Err(Error::Limit {
@@ -154,19 +162,23 @@ fn refused(target: &Target<'_>, source: io::Error) -> Error {
     let Target { write, file, .. } = target;
     match Errno::from_io_error(&source) {
         // The kernel answers EBUSY if usage stays above the limit after it has reclaimed what it could.
-        Some(Errno::BUSY) if write.file.ends_with("limit_in_bytes") => Error::BelowUsage {
-            field: write.field.clone(),
-            value: write.value.clone(),
-            usage: usage(file).unwrap_or_default(),
-            path: file.clone(),
-        },
+        Some(Errno::BUSY) if write.file.ends_with("limit_in_bytes") || write.file == "memory.max" => {
+            Error::BelowUsage {
+                field: write.field.clone(),
+                value: write.value.clone(),
+                usage: usage(file).unwrap_or_default(),
+                path: file.clone(),
+            }
+        }
         Some(Errno::NOENT | Errno::NODEV) => Error::Gone { path: file.display().to_string() },
-        _ => v1::refused(write, file, &source),
+        _ => files::refused(write, file, &source),
     }
 }
 
-/// What counts against a limit: `memory.usage_in_bytes` beside `memory.limit_in_bytes`, and so on.
+/// What counts against a limit: `memory.usage_in_bytes` beside `memory.limit_in_bytes`, `memory.current` beside
+/// `memory.max`, and so on.
 fn usage(limit: &Path) -> Option<String> {
-    let name = limit.file_name()?.to_str()?.replace("limit_in_bytes", "usage_in_bytes");
+    let name =
+        limit.file_name()?.to_str()?.replace("limit_in_bytes", "usage_in_bytes").replace(".max", ".current");
     read(&limit.with_file_name(name)).ok()
 }

@@ -42,7 +42,7 @@ const fn reloaded(key: Key) -> Key {
 }
 
 /// All keys. Those without a table come first, those of one table are together.
-pub(super) const KEYS: [Key; 19] = [
+pub(super) const KEYS: [Key; 20] = [
     key(
         "root",
         "path",
@@ -67,6 +67,13 @@ pub(super) const KEYS: [Key; 19] = [
         "\"pid1\"",
         "Mount namespace in which volumes are looked up, which must be kubelet's: `pid1` (that of process 1, the host's) \
          or `self` (the daemon's own). If that of process 1 cannot be opened, `self` is used, with a warning.",
+    ),
+    key(
+        "apparmor",
+        "word",
+        "\"auto\"",
+        "`auto`: on a node that enforces AppArmor, containers get the profile that they ask for, or else the default one, which is \
+         loaded at the start. `off`: they get none, and a pod that asks for one is refused.",
     ),
     reloaded(key(
         "log.level",

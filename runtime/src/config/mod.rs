@@ -57,6 +57,9 @@ pub(crate) struct Config {
     /// Where volumes are looked up.
     #[serde(deserialize_with = "values::word")]
     pub mount_namespace: MountNamespace,
+    /// Whether containers get AppArmor profiles.
+    #[serde(deserialize_with = "values::word")]
+    pub apparmor: Switch,
     /// What is logged and how.
     pub log: Log,
     /// The two programs that the daemon starts.
@@ -98,6 +101,19 @@ impl MountNamespace {
     }
 }
 
+/// Whether the daemon uses something that the node may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Switch {
+    /// Where the node has it.
+    Auto,
+    /// Nowhere.
+    Off,
+}
+
+impl Word for Switch {
+    const WORDS: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("off", Self::Off)];
+}
+
 /// Displays a value by its word in the configuration.
 macro_rules! displayed_by_word {
     ($($name:ty),*) => {$(
@@ -109,7 +125,7 @@ macro_rules! displayed_by_word {
     )*};
 }
 
-displayed_by_word!(MountNamespace, LogLevel, LogFormat);
+displayed_by_word!(MountNamespace, Switch, LogLevel, LogFormat);
 
 /// What is logged and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -11,7 +11,8 @@ use super::context::Context;
 use super::life::LaunchFailed;
 use super::plan::memfd;
 use super::{foreign, teardown};
-use crate::cgroups::{Limits, leaf_path, pod_parent};
+use crate::apparmor::Subject;
+use crate::cgroups::{leaf_path, pod_parent};
 use crate::error::Error;
 use crate::seccomp::Compiled;
 use crate::shims::{Connection, client, spawn};
@@ -209,8 +210,11 @@ async fn prepare_pause(context: Arc<Context>, record: PodRecord) -> Result<Vec<O
     } else {
         foreign::seccomp(&context, record.id.as_str(), &record.config.security.seccomp, 0).await?
     };
+    let security = &record.config.security;
+    let (privileged, asked) = (security.privileged, &security.apparmor);
+    let apparmor = context.apparmor.profile(Subject { privileged, asked, by_default: false }).await?;
     let id = record.id.clone();
-    let work = move || make_leaf(&context, &record, seccomp);
+    let work = move || make_leaf(&context, &record, seccomp, apparmor);
     lanes::run(lanes::kill(), id.as_str(), "prepare pause", work).await
 }
 
@@ -219,12 +223,12 @@ fn make_leaf(
     context: &Context,
     record: &PodRecord,
     seccomp: Option<Arc<Compiled>>,
+    apparmor: String,
 ) -> Result<Vec<OwnedFd>, Error> {
     let parent = pod_parent(&record.config, &record.id)?;
-    let limits = Limits { writes: spec::pause_limits(), ..Limits::default() };
-    let leaf = context.cgroups.create_pause_leaf(&leaf_path(&parent, &record.id), &limits)?;
+    let leaf = context.cgroups.create_pause_leaf(&leaf_path(&parent, &record.id))?;
     let seccomp = seccomp.map(|compiled| compiled.program.clone());
-    let plan = spec::pause(spec::PauseInput { pod: record, cgroup: leaf.plan, seccomp })?;
+    let plan = spec::pause(spec::PauseInput { pod: record, cgroup: leaf.plan, seccomp, apparmor })?;
     let mut fds = vec![memfd("pause-plan", &plan)?];
     fds.extend(leaf.folders);
     Ok(fds)

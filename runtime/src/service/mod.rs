@@ -8,6 +8,7 @@
 //! ```
 
 mod authority;
+mod chunks;
 mod connection;
 mod convert;
 mod deadline;
@@ -22,10 +23,10 @@ mod self_probe;
 mod server;
 mod stats_cache;
 mod status;
-mod streams;
 #[cfg(test)]
 mod tests;
 
+use crate::apparmor::AppArmor;
 use crate::config::Config;
 use crate::node::Node;
 use crate::operations::{Call, TraceId};
@@ -60,6 +61,8 @@ pub(crate) struct Backend {
     pub(crate) root: Root,
     /// Whether pods can have user namespaces.
     pub(crate) user_namespaces: UserNamespaces,
+    /// AppArmor.
+    pub(crate) apparmor: AppArmor,
     /// Stats of containers and pods.
     pub(crate) stats: Arc<StatsCache>,
     /// Metrics of pods and containers.
@@ -87,7 +90,7 @@ async fn handle<Q, T, F: Future<Output = Result<T, Failure>>>(
         None => running.await,
         Some(left) => match tokio::time::timeout(left, running.as_mut()).await {
             Ok(result) => result,
-            // The work is dropped at the end, so that it can still tell where it is.
+            // The work still exists here, so that the error can say which step it is in.
             Err(_) => Err(Failure::late(left, &call, late)),
         },
     };

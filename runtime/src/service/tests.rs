@@ -61,6 +61,7 @@ impl Fixture {
         let stats = Arc::new(StatsCache::new(StatsReader::new(cgroups.clone()), layout.clone()));
         let metrics = Arc::new(Metrics::new(cgroups.clone(), Arc::clone(&stats), &layout));
         let root = crate::root::Root::new(layout.clone());
+        let apparmor = crate::apparmor::AppArmor::new(crate::apparmor::Support::Absent);
         let node = Node::open(NodeOptions {
             layout,
             root: root.clone(),
@@ -69,6 +70,7 @@ impl Fixture {
             cni: cni.clone(),
             cgroups,
             compiler: Arc::new(Compiler::new()),
+            apparmor: apparmor.clone(),
             shim_binary: path("copepod-shim"),
             pause_binary: path("pause"),
             mount_namespace: config.mount_namespace.path().into(),
@@ -90,7 +92,8 @@ impl Fixture {
         let urls = Server::bind(options).await.unwrap().urls();
         let user_namespaces = UserNamespaces::known(None);
         let config = watch::channel(config).1;
-        let backend = Backend { node, images, cni, root, user_namespaces, stats, metrics, urls, config };
+        let backend =
+            Backend { node, images, cni, root, user_namespaces, apparmor, stats, metrics, urls, config };
         let serving = tokio::spawn(serve(socket, backend, Shutdown::of(stopping)));
         let channel = Endpoint::from_shared(address).unwrap().connect().await.unwrap();
         Self {

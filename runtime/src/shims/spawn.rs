@@ -1,6 +1,6 @@
 //! Starts a pod's shim. Its folder, socket and cgroup are created first, so that it finds all of them.
 
-use crate::cgroups::{Cgroups, shim_path};
+use crate::cgroups::{Cgroups, ShimCgroup, shim_path};
 use crate::error::{Error, ErrorKind};
 use model::{PodId, PodRecord};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
@@ -46,7 +46,7 @@ pub(crate) fn spawn(
     // These sync their parents, which costs nothing: the run folder is on a tmpfs.
     file::create_dir(&layout.shim_dir(id))?;
     file::create_dir(&layout.exits_dir(id))?;
-    let folders = cgroups.create_shim(id)?;
+    let ShimCgroup { start_in, join } = cgroups.create_shim(id)?;
     let socket = short_path(&layout.shim_socket(id))?;
     let listener = UnixListener::bind(&socket.path).map_err(at("bind the shim's socket"))?;
     let exits = std::fs::File::open(layout.exits_dir(id)).map_err(at("open the folder of exit files"))?;
@@ -54,7 +54,7 @@ pub(crate) fn spawn(
         protocol: wire::PROTOCOL,
         pod: id.clone(),
         log_directory: pod.config.log_directory.clone(),
-        cgroups: folders.iter().map(|path| path.to_string_lossy().into_owned()).collect(),
+        cgroups: join.iter().map(|path| path.to_string_lossy().into_owned()).collect(),
         oom_score_adj: spec::SHIM_OOM_SCORE_ADJ,
     };
     let init = serde_json::to_vec(&init).map_err(|error| Error::of("encode the shim's start", error))?;
@@ -70,6 +70,7 @@ pub(crate) fn spawn(
         env: &[],
         stdio: [None, None, Some(stderr.as_fd())],
         fds: &fds,
+        cgroup: start_in.as_ref().map(|folder| folder.as_fd()),
     };
     sys::spawn::spawn(&program).map_err(|error| match error.kind() {
         // EAGAIN: a limit of processes is reached.
@@ -103,7 +104,7 @@ pub(crate) fn short_path(socket: &Path) -> Result<ShortPath, Error> {
     Ok(ShortPath { path, _folder: folder })
 }
 
-/// Reaps a shim in the background when it ends, so that it does not stay a zombie. The task returns how it ended, or
+/// Reaps a child in the background when it ends, so that it does not stay a zombie. The task returns how it ended, or
 /// `None` if that is not known.
 pub(crate) fn reap_later(child: Child) -> JoinHandle<Option<WaitIdStatus>> {
     tokio::spawn(async move {
@@ -115,11 +116,11 @@ pub(crate) fn reap_later(child: Child) -> JoinHandle<Option<WaitIdStatus>> {
         };
         match outcome.await {
             Ok(ended) => {
-                tracing::debug!(pid, "shim reaped");
+                tracing::debug!(pid, "child reaped");
                 ended
             }
             Err(error) => {
-                tracing::warn!(pid, %error, "cannot reap a shim");
+                tracing::warn!(pid, %error, "cannot reap a child");
                 None
             }
         }

@@ -53,6 +53,11 @@ fn read(dir: BorrowedFd<'_>, name: &str) -> io::Result<String> {
     Ok(text)
 }
 
+/// Whether the folder is in a cgroup2 file system (statfs(2)).
+pub fn is_unified(dir: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstatfs(dir).is_ok_and(|facts| facts.f_type == libc::CGROUP2_SUPER_MAGIC)
+}
+
 /// Moves the calling process, which must have one thread, to this cgroup. On v1 by the file `tasks`, because
 /// `cgroup.procs` waits for an RCU grace period; on v2 by `cgroup.procs`.
 ///

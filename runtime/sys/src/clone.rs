@@ -26,6 +26,8 @@ impl Flags {
     pub const NEWUSER: Self = Self(libc::CLONE_NEWUSER as u64);
     /// Mounts.
     pub const NEWNS: Self = Self(libc::CLONE_NEWNS as u64);
+    /// No new namespace.
+    const NONE: Self = Self(0);
     /// The child becomes a sibling: its parent is the caller's.
     pub const PARENT: Self = Self(libc::CLONE_PARENT as u64);
 
@@ -102,6 +104,49 @@ pub fn clone3_pidfd(
             Ok(Child { pid: u32::try_from(pid).unwrap_or_default(), pidfd })
         }
     }
+}
+
+/// clone3(2) with a copy of the caller's memory, in a cgroup of v2. The calling thread waits until the child has called
+/// execve or ended (CLONE_VFORK). Returns `None` in the child.
+///
+/// # Errors
+/// clone3(2).
+///
+/// # Safety
+/// This process may have threads, and locks that they hold stay locked in the child: it may only make system calls, and
+/// must end by execve or [`fork::exit_now`].
+pub(crate) unsafe fn copy_in(cgroup: BorrowedFd<'_>) -> io::Result<Option<Child>> {
+    let mut pidfd: i32 = -1;
+    let mut args = Args {
+        flags: (libc::CLONE_PIDFD | libc::CLONE_VFORK) as u64 | INTO_CGROUP,
+        pidfd: &raw mut pidfd as u64,
+        exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
+        cgroup: u64::from(cgroup.as_raw_fd().unsigned_abs()),
+        ..Args::default()
+    };
+    // SAFETY: as in `clone3_pidfd`, but that the process may have threads, which is the caller's concern.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<Args>()) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => {
+            // SAFETY: CLONE_PIDFD: the kernel has just opened it for us, and nobody else owns it.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Some(Child { pid: u32::try_from(pid).unwrap_or_default(), pidfd }))
+        }
+    }
+}
+
+/// [`fork::worker`] for a child that is created in a cgroup of v2: joining one afterwards waits for an RCU grace period
+/// (15 ms and more).
+///
+/// # Errors
+/// [`fork::single_threaded`] and clone3(2): EBUSY for a cgroup whose controllers are enabled for the cgroups below it.
+pub fn worker_in<F>(cgroup: BorrowedFd<'_>, keep: &[BorrowedFd<'_>], work: F) -> io::Result<u32>
+where
+    F: FnOnce(Vec<OwnedFd>) -> i32 + Clone + 'static,
+{
+    let child = clone3_pidfd(Flags::NONE, Some(cgroup), || fork::with_kept(keep, work))?;
+    Ok(child.pid)
 }
 
 const SIBLING_FLAGS: libc::c_int = libc::CLONE_PARENT | libc::CLONE_PIDFD | libc::SIGCHLD;

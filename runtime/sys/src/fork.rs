@@ -56,10 +56,18 @@ where
     let forked = unsafe { nix::unistd::fork() }?;
     match forked {
         ForkResult::Parent { child } => Ok(child.as_raw().unsigned_abs()),
-        ForkResult::Child => run_and_exit(|| match keep_only(keep) {
-            Ok(fds) => work(fds),
-            Err(_) => NO_DESCRIPTORS,
-        }),
+        ForkResult::Child => run_and_exit(|| with_kept(keep, work)),
+    }
+}
+
+/// What the child of [`worker`] does. Its bounds make it sound.
+pub(crate) fn with_kept<F>(keep: &[BorrowedFd<'_>], work: F) -> i32
+where
+    F: FnOnce(Vec<OwnedFd>) -> i32 + Clone + 'static,
+{
+    match keep_only(keep) {
+        Ok(fds) => work(fds),
+        Err(_) => NO_DESCRIPTORS,
     }
 }
 

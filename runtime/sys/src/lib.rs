@@ -3,7 +3,9 @@
 //! Returned descriptors are owned, and those in arguments are borrowed; errors are the kernel's. This crate
 //! does not know pods.
 
+pub mod apparmor;
 pub mod beneath;
+pub mod bpf;
 pub mod cgroup;
 pub mod clock;
 pub mod clone;

@@ -27,7 +27,7 @@ const MAX_TEXT: usize = 512;
 pub(super) struct Locked(OwnedFd);
 
 impl Locked {
-    /// Forks the process. In the worker, before it joins the container's cgroups. Nobody waits for the process: it has
+    /// Forks the process. In the worker, before it joins the container's cgroups on v1. Nobody waits for the process: it has
     /// ended before init is reported, or ends with the worker and init, and then the shim reaps it.
     pub(super) fn fork(users: Users<'_>) -> Step<Self> {
         let fork = || {

@@ -1,12 +1,12 @@
 //! What UpdateContainerResources makes of a container's resources.
 
-use super::{Write, is_swap_limit};
+use super::{Version, Write, is_swap_limit, v2};
 use crate::Error;
 use model::{ContainerPhase, ContainerRecord, Resources, Update};
 
-/// Shares and period of a new v1 cgroup.
+/// Shares of a new v1 cgroup, and the period of a new one of either version, µs.
 const DEFAULT_SHARES: i64 = 1024;
-const DEFAULT_PERIOD: i64 = 100_000;
+pub(super) const DEFAULT_PERIOD: i64 = 100_000;
 
 /// The resources after an update: what is zero or empty in `update` stays as in `old`. The limit of memory and swap
 /// together is part of the memory limit: if only that is updated, the other one becomes equal to it, as on create.
@@ -52,10 +52,17 @@ pub fn updated(old: &Resources, update: &Resources) -> Result<Resources, Error> 
 }
 
 /// The values before an update of the files that it writes, for undoing it when its end was not seen. What `old` does
-/// not set has the kernel's default; an empty value stands for that of the cgroup above (cpuset).
-pub fn before(old: &Resources, update: &[Write]) -> Vec<Write> {
-    let with_value = |write: &Write| Write { value: value_before(old, write), ..write.clone() };
-    update.iter().map(with_value).collect()
+/// not set has the kernel's default; an empty value stands for that of the cgroup above (cpuset). A file that only
+/// `unified` names, and `old` does not, is left out if its default is not known.
+pub fn before(version: Version, old: &Resources, update: &[Write]) -> Vec<Write> {
+    let with_value = |write: &Write| {
+        let value = match version {
+            Version::V1 => Some(value_before(old, write)),
+            Version::V2 => v2::value_before(old, write),
+        };
+        Some(Write { value: value?, ..write.clone() })
+    };
+    update.iter().filter_map(with_value).collect()
 }
 
 fn value_before(old: &Resources, write: &Write) -> String {
@@ -198,7 +205,7 @@ mod tests {
         #[test]
         fn the_values_before_an_update_are_those_of_the_create(old in resources(), update in resources()) {
             let writes = v1(&update, Mode::Update);
-            let undo = before(&old, &writes);
+            let undo = before(Version::V1, &old, &writes);
             prop_assert_eq!(undo.len(), writes.len());
             let created = v1(&old, Mode::Create);
             for write in &undo {
@@ -216,7 +223,7 @@ mod tests {
         fn the_merged_resources_say_what_was_written(old in resources(), update in resources()) {
             let Ok(new) = updated(&old, &update) else { return Ok(()) };
             for write in v1(&update, Mode::Update) {
-                let merged = before(&new, std::slice::from_ref(&write));
+                let merged = before(Version::V1, &new, std::slice::from_ref(&write));
                 prop_assert_eq!(&merged[0].value, &write.value, "{}", write.file);
             }
         }

@@ -1,9 +1,13 @@
 //! Updates on the host's real hierarchies.
 
 use super::*;
-use model::Resources;
 
 const MIB: i64 = 1 << 20;
+
+/// On v1 an update does not depend on what was requested before.
+fn none() -> Resources {
+    Resources::default()
+}
 
 fn memory(memory_limit: i64, memory_swap_limit: i64) -> Resources {
     Resources { memory_limit, memory_swap_limit, ..Resources::default() }
@@ -58,12 +62,12 @@ fn privileged_limits_of_memory_and_swap_move_together() {
         (128, 256, [128, 256]),
         (4, 8, [4, 8]),
     ] {
-        cgroup.cgroups.update(&path, &memory(memory_limit * MIB, both * MIB)).unwrap();
+        cgroup.cgroups.update(&path, &none(), &memory(memory_limit * MIB, both * MIB)).unwrap();
         assert_eq!(limits(), want, "{memory_limit} {both}");
     }
-    cgroup.cgroups.update(&path, &memory(-1, 0)).unwrap();
+    cgroup.cgroups.update(&path, &none(), &memory(-1, 0)).unwrap();
     assert!(limits().iter().all(|limit| *limit > 1 << 40), "{:?}", limits());
-    cgroup.cgroups.update(&path, &memory(5 * MIB, -1)).unwrap();
+    cgroup.cgroups.update(&path, &none(), &memory(5 * MIB, -1)).unwrap();
     assert!(limits()[0] == 5 && limits()[1] > 1 << 40, "{:?}", limits());
 }
 
@@ -84,31 +88,32 @@ fn privileged_update_is_all_or_nothing() {
     // The last write fails: huge pages are counted in units that this host does not have, or not at all.
     let huge = model::HugepageLimit { page_size: "4MB".into(), limit: 4 << 20 };
     let wrong = Resources { hugepage_limits: vec![huge], ..new.clone() };
-    let error = cgroup.cgroups.update(&path, &wrong).unwrap_err().to_string();
+    let error = cgroup.cgroups.update(&path, &none(), &wrong).unwrap_err().to_string();
     assert!(error.starts_with("linux.hugepage_limits: "), "{error}");
     assert_eq!(values(&cgroup, &path), before);
     // The kernel refuses a write in the middle.
     let wrong = Resources { cpuset_mems: "4095".into(), ..new.clone() };
-    let error = cgroup.cgroups.update(&path, &wrong).unwrap_err().to_string();
+    let error = cgroup.cgroups.update(&path, &none(), &wrong).unwrap_err().to_string();
     assert!(error.starts_with("linux.cpuset_mems: \"4095\" cannot be set"), "{error}");
     assert_eq!(values(&cgroup, &path), before);
     let unified: std::collections::BTreeMap<_, _> = [("memory.high".to_owned(), "1".to_owned())].into();
     let error = cgroup
         .cgroups
-        .update(&path, &Resources { unified: unified.clone(), ..new.clone() })
+        .update(&path, &none(), &Resources { unified: unified.clone(), ..new.clone() })
         .unwrap_err()
         .to_string();
     assert!(error.contains("linux.unified") && error.contains("cgroup v1"), "{error}");
-    let error = Cgroups::check_new(&path, &Resources { unified, ..new.clone() }).unwrap_err().to_string();
+    let asked = Resources { unified, ..new.clone() };
+    let error = cgroup.cgroups.limits(&path, &asked, Vec::new()).unwrap_err().to_string();
     assert!(error.starts_with("config.linux.resources.unified: \"memory.high=1\""), "{error}");
-    Cgroups::check_new(&path, &new).unwrap();
+    cgroup.cgroups.limits(&path, &new, Vec::new()).unwrap();
     assert_eq!(values(&cgroup, &path), before);
 
-    cgroup.cgroups.update(&path, &new).unwrap();
+    cgroup.cgroups.update(&path, &none(), &new).unwrap();
     let after = values(&cgroup, &path);
     assert_eq!(after[..3], ["200", "100000", "80000"]);
     assert_eq!(after[5], before[5], "device rules are not touched");
-    let error = cgroup.cgroups.update(&cgroup.leaf("absent"), &new).unwrap_err();
+    let error = cgroup.cgroups.update(&cgroup.leaf("absent"), &none(), &new).unwrap_err();
     assert!(matches!(error, Error::Gone { .. }), "{error}");
 }
 
@@ -123,12 +128,12 @@ fn privileged_quota_and_period_change_between_other_limits() {
     cgroup.cgroups.create_leaf(&path, &limits(&cpu(100_000, 90_000))).unwrap();
     cgroup.cgroups.create_leaf(&format!("{path}/below"), &limits(&cpu(10_000, 8_000))).unwrap();
     for (period, quota) in [(10_000, 9_500), (200_000, 170_000), (1_000_000, 999_000), (5_000, 4_100)] {
-        cgroup.cgroups.update(&path, &cpu(period, quota)).unwrap();
+        cgroup.cgroups.update(&path, &none(), &cpu(period, quota)).unwrap();
         assert_eq!(cgroup.value("cpu", &path, "cpu.cfs_period_us"), period.to_string());
         assert_eq!(cgroup.value("cpu", &path, "cpu.cfs_quota_us"), quota.to_string());
     }
     for (period, quota) in [(100_000, 110_000), (100_000, 10_000)] {
-        cgroup.cgroups.update(&path, &cpu(period, quota)).unwrap_err();
+        cgroup.cgroups.update(&path, &none(), &cpu(period, quota)).unwrap_err();
         assert_eq!(cgroup.value("cpu", &path, "cpu.cfs_period_us"), "5000");
         assert_eq!(cgroup.value("cpu", &path, "cpu.cfs_quota_us"), "4100");
     }
@@ -144,12 +149,12 @@ fn privileged_limit_below_what_is_in_use_is_refused_with_the_number() {
     wait_until("16 MiB in use", || usage() > 16 * MIB);
     let before = values(&cgroup, &path);
     let new = Resources { cpu_shares: 300, ..memory(8 * MIB, 0) };
-    let error = cgroup.cgroups.update(&path, &new).unwrap_err();
+    let error = cgroup.cgroups.update(&path, &none(), &new).unwrap_err();
     let Error::BelowUsage { field, value, usage: told, .. } = &error else { panic!("{error}") };
     assert_eq!((field.as_str(), value.as_str()), ("linux.memory_limit_in_bytes", "8388608"));
     assert!(told.parse::<i64>().unwrap() > 8 * MIB && error.to_string().contains(told), "{error}");
     assert_eq!(values(&cgroup, &path), before);
-    cgroup.cgroups.update(&path, &memory(48 * MIB, 0)).unwrap();
+    cgroup.cgroups.update(&path, &none(), &memory(48 * MIB, 0)).unwrap();
     end(&cgroup, &path, child);
 }
 
@@ -166,12 +171,12 @@ fn privileged_update_that_was_cut_off_is_found_done_or_undone() {
     assert_eq!(values(&cgroup, &path), before);
     // A part was done.
     let part = Resources { cpu_period: 20_000, ..memory(0, 128 * MIB) };
-    cgroup.cgroups.update(&path, &part).unwrap();
+    cgroup.cgroups.update(&path, &none(), &part).unwrap();
     assert_ne!(values(&cgroup, &path), before);
     assert!(!cgroup.cgroups.settle(&path, &old, &new).unwrap());
     assert_eq!(values(&cgroup, &path), before);
     // All was done; the kernel rounds the limit down to whole pages.
-    cgroup.cgroups.update(&path, &new).unwrap();
+    cgroup.cgroups.update(&path, &none(), &new).unwrap();
     let after = values(&cgroup, &path);
     assert!(cgroup.cgroups.settle(&path, &old, &new).unwrap());
     assert_eq!(values(&cgroup, &path), after);

@@ -65,7 +65,7 @@ fn is_same(file: &str, wanted: &str, found: &str) -> bool {
 
 /// The unit that the kernel rounds a value down to.
 fn granularity(file: &str) -> i128 {
-    if file.starts_with("memory.") {
+    if file.starts_with("memory.") && file != "memory.oom.group" {
         return sys::page::size().into();
     }
     let Some(size) = file.strip_prefix("hugetlb.").and_then(|rest| rest.split('.').next()) else { return 1 };
@@ -73,9 +73,17 @@ fn granularity(file: &str) -> i128 {
     unit("KB", 1 << 10).or_else(|| unit("MB", 1 << 20)).or_else(|| unit("GB", 1 << 30)).unwrap_or(1)
 }
 
-/// A limit; `None` means that there is none.
+/// A limit; `None` means that there is none. The kernel accepts the suffixes K, M, G and T for bytes (memparse), which
+/// `unified` may have.
 fn limit(value: &str) -> Option<i128> {
-    value.parse().ok().filter(|number| (0..UNLIMITED).contains(number))
+    let suffixes = [('k', 10), ('m', 20), ('g', 30), ('t', 40)];
+    let suffix = suffixes.into_iter().find_map(|(letter, shift)| {
+        let digits = value.strip_suffix([letter, letter.to_ascii_uppercase()])?;
+        Some((digits, shift))
+    });
+    let (digits, shift) = suffix.unwrap_or((value, 0));
+    let number = digits.parse::<i128>().ok()?.checked_mul(1 << shift)?;
+    (0..UNLIMITED).contains(&number).then_some(number)
 }
 
 /// The ranges of a cpuset list in order, merged.

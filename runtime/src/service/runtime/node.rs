@@ -15,10 +15,11 @@ pub(super) async fn status(
     host: Host,
     cri::StatusRequest { verbose }: cri::StatusRequest,
 ) -> Result<cri::StatusResponse, Failure> {
-    let Backend { cni, config, root, user_namespaces, .. } = backend;
+    let Backend { cni, config, root, user_namespaces, apparmor, .. } = backend;
     let measured = health::Features {
         user_namespaces: user_namespaces.problem(),
         recursive_read_only: host.recursive_read_only,
+        apparmor,
     };
     let verbose = verbose.then(operations::under_way);
     let root = root.problem();
