@@ -1,16 +1,16 @@
 //! Runs a program of the node or of ours to its end, for its answer: with a time limit and a bounded output.
 
 use crate::lanes;
-use crate::shims::spawn::reap_later;
+use child::Process;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::WaitIdStatus;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::Duration;
-use sys::spawn::{Binary, Child, Program};
+use sys::spawn::{Binary, Program};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::Receiver;
 
@@ -33,7 +33,7 @@ pub(crate) struct Attempt {
 /// A program that has ended.
 #[derive(Debug)]
 pub(crate) struct Ran {
-    status: Option<WaitIdStatus>,
+    status: ExitStatus,
     /// What it has written. What is not UTF-8 is replaced.
     pub(crate) output: String,
 }
@@ -41,18 +41,12 @@ pub(crate) struct Ran {
 impl Ran {
     /// Whether it ended with code 0.
     pub(crate) fn succeeded(&self) -> bool {
-        self.status.as_ref().and_then(WaitIdStatus::exit_status) == Some(0)
+        self.status.success()
     }
 
     /// How it ended, for errors.
     pub(crate) fn how(&self) -> String {
-        let status = self.status.as_ref();
-        match (status.and_then(WaitIdStatus::exit_status), status.and_then(WaitIdStatus::terminating_signal))
-        {
-            (Some(code), _) => format!("it ended with code {code}"),
-            (None, Some(signal)) => format!("it was killed by signal {signal}"),
-            (None, None) => "how it ended is not known".to_owned(),
-        }
+        format!("it ended with {}", self.status)
     }
 }
 
@@ -70,40 +64,28 @@ pub(crate) async fn run(attempt: Attempt, limit: Duration) -> io::Result<Ran> {
 async fn to_its_end(attempt: Attempt) -> io::Result<Ran> {
     let (read_end, write_end) = pipe_with(PipeFlags::CLOEXEC)?;
     let started = lanes::records().run(move || start(attempt, write_end)).await;
-    let child = started.map_err(io::Error::other)??;
-    let guard = Kill(child.pidfd.try_clone()?);
-    // From here on it is reaped, whatever happens.
-    let ended = reap_later(child);
+    // Killed if this is given up.
+    let mut process = started.map_err(io::Error::other)??;
     let mut output = Vec::new();
     Receiver::from_owned_fd(read_end)?.take(MAX_OUTPUT).read_to_end(&mut output).await?;
-    let status = ended.await.map_err(io::Error::other)?;
-    drop(guard);
+    let status = process.wait().await?;
     Ok(Ran { status, output: String::from_utf8_lossy(&output).into_owned() })
 }
 
-/// Kills the process when it is given up.
-struct Kill(OwnedFd);
-
-impl Drop for Kill {
-    fn drop(&mut self) {
-        // It has usually ended.
-        drop(sys::pidfd::send_signal(self.0.as_fd(), 9));
-    }
-}
-
-/// Blocking.
-fn start(attempt: Attempt, output: OwnedFd) -> io::Result<Child> {
+/// Blocking; must be called within the runtime.
+fn start(attempt: Attempt, output: OwnedFd) -> io::Result<Process> {
     let Attempt { program, args, input, errors } = attempt;
     let path = CString::new(program.into_os_string().into_vec()).map_err(io::Error::other)?;
     let args: Vec<CString> = [path.clone()].into_iter().chain(args).collect();
     let stderr = io::stderr();
     let errors = if errors { output.as_fd() } else { stderr.as_fd() };
-    sys::spawn::spawn(&Program {
+    let child = sys::spawn::spawn(&Program {
         binary: Binary::Path(&path),
         args: &args,
         env: &[],
         stdio: [input.as_ref().map(|fd| fd.as_fd()), Some(output.as_fd()), Some(errors)],
         fds: &[],
         cgroup: None,
-    })
+    });
+    Process::new(child?)
 }

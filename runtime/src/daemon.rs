@@ -4,6 +4,7 @@ use crate::apparmor::{AppArmor, Support};
 use crate::cgroups::{self, Cgroups};
 use crate::config::{Arguments, Config, MissingBinary, Switch};
 use crate::node::{Node, NodeOptions};
+use crate::notify::ServiceManager;
 use crate::reload::{Hangups, Reloader};
 use crate::root::Root;
 use crate::seccomp::Compiler;
@@ -11,7 +12,7 @@ use crate::service::{self, Backend, Metrics, Socket, StatsCache};
 use crate::shutdown::Shutdown;
 use crate::stats::StatsReader;
 use crate::user_namespaces::UserNamespaces;
-use crate::{cni_watch, lanes, memory, telemetry};
+use crate::{cni_watch, lanes, memory, telemetry, watchdog};
 use image::ImageStore;
 use network::{Cni, CniConfig};
 use state::Layout;
@@ -144,6 +145,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let failed = |source| Error::Process { doing: "catch signals", source };
     let hangups = Hangups::catch().map_err(failed)?;
     let stopping = Shutdown::on_signals().map_err(failed)?;
+    let manager = ServiceManager::from_environment();
     let config = Arc::new(config);
     let Prerequisites { layout, lock, boot_id, images, cgroups, apparmor, shim_binary, pause_binary } =
         blocking({
@@ -194,7 +196,13 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let streaming = Server::bind(streaming_options(&config)).await?;
     let urls = streaming.urls();
     let (sender, receiver) = watch::channel(Arc::clone(&config));
-    let reloader = Reloader { arguments, config: sender, cni: cni.clone(), images: images.clone() };
+    let reloader = Reloader {
+        arguments,
+        config: sender,
+        cni: cni.clone(),
+        images: images.clone(),
+        manager: manager.clone(),
+    };
     let backend = Backend {
         node: node.clone(),
         images,
@@ -226,13 +234,15 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let sampling = tokio::spawn(service::sample_stats(Arc::clone(&backend.stats), node.clone()));
     let reloading = tokio::spawn(reloader.run(hangups));
     let streaming = tokio::spawn(streaming.serve(stopping.clone().wait()));
-    ready(&config);
+    ready(&config, &manager).await;
+    let managed = tokio::spawn(managed(manager, Arc::clone(&config), stopping.clone()));
     let served = service::serve(socket, backend, stopping).await;
     match &served {
         // It stops by the same signal, and tells its clients.
         Ok(()) => drop(streaming.await),
         Err(_) => streaming.abort(),
     }
+    managed.abort();
     reloading.abort();
     watching.abort();
     trimming.abort();
@@ -305,9 +315,22 @@ async fn reload_cni(cni: &Cni) {
 }
 
 /// Tells the service manager, if there is one, that the daemon is ready.
-fn ready(config: &Config) {
-    tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "ready");
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        tracing::warn!(%error, "cannot tell the service manager that the daemon is ready");
+async fn ready(config: &Config, manager: &ServiceManager) {
+    let socket = config.socket.display();
+    tracing::info!(%socket, version = env!("CARGO_PKG_VERSION"), "ready");
+    manager.ready(&format!("Serving {socket}")).await;
+}
+
+/// Feeds the service manager's watchdog, if there is one, until the daemon stops, and tells that it stops.
+async fn managed(manager: ServiceManager, config: Arc<Config>, stopping: Shutdown) {
+    let feeding = async {
+        match watchdog::period() {
+            Some(period) => watchdog::run(&manager, period, &config.socket).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = feeding => {}
+        () = stopping.wait() => manager.stopping().await,
     }
 }

@@ -16,6 +16,7 @@ mod lanes;
 mod memory;
 mod netns;
 mod node;
+mod notify;
 mod operations;
 mod pod;
 mod reload;
@@ -28,5 +29,6 @@ mod shutdown;
 mod stats;
 mod telemetry;
 mod user_namespaces;
+mod watchdog;
 
 pub(crate) use daemon::{Error, run};

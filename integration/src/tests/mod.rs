@@ -50,6 +50,7 @@ mod restart;
 mod rootfs;
 mod same_as_runc;
 mod security;
+mod service;
 mod silent;
 mod slow;
 mod splitdisk;
@@ -121,6 +122,7 @@ pub(crate) fn all() -> Vec<Test> {
         records::tests(),
         start::tests(),
         configuration::tests(),
+        service::tests(),
         degraded::tests(),
         splitdisk::tests(),
         pss::tests(),

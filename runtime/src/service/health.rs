@@ -268,12 +268,19 @@ mod tests {
             ..cri::RuntimeFeatures::default()
         };
         assert_eq!(reply.features, Some(features));
-        let idle = UnderWay { count: 0, oldest: Vec::new() };
         let all = Features { user_namespaces: None, recursive_read_only: true, apparmor: &apparmor };
-        let ready = status(&readiness(None), None, all, &config, Some(&idle));
+        let ready = status(&readiness(None), None, all, &config, None);
         let announced = ready.runtime_handlers[0].features.unwrap();
         assert!(announced.user_namespaces && announced.recursive_read_only_mounts);
         assert!(ready.status.unwrap().conditions[1].status);
+    }
+
+    #[test]
+    fn what_verbose_status_shows_is_json() {
+        let apparmor = AppArmor::new(Support::Absent);
+        let idle = UnderWay { count: 0, oldest: Vec::new() };
+        let all = Features { user_namespaces: None, recursive_read_only: true, apparmor: &apparmor };
+        let ready = status(&readiness(None), None, all, &Config::default(), Some(&idle));
         let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();
         assert_eq!(config["stateDir"], "/run/copepod");
         // Values are shown as they are written in the configuration.

@@ -8,6 +8,7 @@
 //! ```
 
 mod authority;
+mod chunks;
 mod connection;
 mod convert;
 mod deadline;
@@ -18,10 +19,10 @@ mod health;
 mod image;
 mod metrics;
 mod runtime;
+mod self_probe;
 mod server;
 mod stats_cache;
 mod status;
-mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +43,7 @@ use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
 
 pub(crate) use metrics::Metrics;
+pub(crate) use self_probe::{SelfProbeError, probe_socket};
 pub(crate) use server::Error;
 pub(crate) use server::{Socket, serve};
 pub(crate) use stats_cache::{StatsCache, sample as sample_stats};
@@ -88,7 +90,7 @@ async fn handle<Q, T, F: Future<Output = Result<T, Failure>>>(
         None => running.await,
         Some(left) => match tokio::time::timeout(left, running.as_mut()).await {
             Ok(result) => result,
-            // The work is dropped at the end, so that it can still tell where it is.
+            // The work still exists here, so that the error can say which step it is in.
             Err(_) => Err(Failure::late(left, &call, late)),
         },
     };

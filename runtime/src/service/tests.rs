@@ -153,6 +153,19 @@ async fn an_empty_node_answers_kubelets_first_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemons_probe_of_itself_succeeds_until_the_server_stops() {
+    let Fixture { stop, serving, folder, .. } = Fixture::new().await;
+    let socket = folder.path().join("run/copepod.sock");
+    for _ in 0..3 {
+        probe_socket(&socket).await.unwrap();
+    }
+    stop.send_replace(true);
+    serving.await.unwrap().unwrap();
+    let stopped = probe_socket(&socket).await;
+    assert!(matches!(stopped, Err(SelfProbeError::Connect(_))), "{stopped:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_get_the_codes_they_branch_on() {
     // The other parts of the fixture must live as long as the clients.
     let Fixture { mut runtime, mut images, stop: _stop, _lock, folder: _folder, .. } = Fixture::new().await;

@@ -172,7 +172,7 @@ fn full_container() -> ContainerRecord {
         ),
         asked_env: Vec::new(),
         update: None,
-        asked_resources: None,
+        requested_resources: None,
         update_annotations: [].into(),
     }
 }
@@ -190,7 +190,7 @@ fn third_container() -> ContainerRecord {
             resources: Resources { cpu_shares: 1024, ..Resources::default() },
             annotations: [(s("a"), s("b"))].into(),
         })),
-        asked_resources: Some(Box::new(Resources { cpu_shares: 2, ..resources() })),
+        requested_resources: Some(Box::new(Resources { cpu_shares: 2, ..resources() })),
         update_annotations: [(s("c"), s("d"))].into(),
         ..second_container()
     }

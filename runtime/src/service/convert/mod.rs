@@ -17,8 +17,8 @@ mod mount;
 mod pod;
 mod resources;
 mod security;
+mod sessions;
 mod stats;
-mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -29,8 +29,8 @@ pub(super) use mount::mounts_out;
 pub(super) use pod::{pod_item, pod_status, run_request};
 pub(super) use resources::{update_container, update_pod};
 pub(super) use security::namespaces_out;
+pub(super) use sessions::{attach, exec, port_forward};
 pub(super) use stats::{container_stats, pod_stats};
-pub(super) use streams::{attach, exec, port_forward};
 
 use crate::apparmor::Support;
 use std::collections::{BTreeMap, HashMap};

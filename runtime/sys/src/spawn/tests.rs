@@ -75,7 +75,8 @@ fn scripts_are_executed_by_path() {
 #[test]
 fn a_failed_execve_is_reported_and_leaves_no_child() {
     let text = std::fs::File::open("/etc/passwd").unwrap();
-    let of = |binary| spawn(&Program { binary, args: &[], env: &[], stdio: [None; 3], fds: &[] });
+    let of =
+        |binary| spawn(&Program { binary, args: &[], env: &[], stdio: [None; 3], fds: &[], cgroup: None });
     let error = of(Binary::Fd(text.as_fd())).unwrap_err();
     assert!(matches!(error.raw_os_error(), Some(libc::EACCES | libc::ENOEXEC)), "{error}");
     let error = of(Binary::Path(c"/nowhere/at/all")).unwrap_err();
@@ -91,7 +92,8 @@ fn many_threads_at_once() {
                     let binary = crate::seal::sealed_binary(Path::new("/bin/busybox")).unwrap();
                     let args = strings(&["true"]);
                     let binary = Binary::Fd(binary.as_fd());
-                    let program = Program { binary, args: &args, env: &[], stdio: [None; 3], fds: &[] };
+                    let program =
+                        Program { binary, args: &args, env: &[], stdio: [None; 3], fds: &[], cgroup: None };
                     assert_eq!(reap(&spawn(&program).unwrap()), Some(0));
                 }
             })
