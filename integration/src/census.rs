@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use crate::cgroup::{self, SHIMS};
 use crate::isolation::command;
-use crate::node::{DEFAULT_PARENT, Node, SHIMS};
+use crate::node::{DEFAULT_PARENT, Node};
 use crate::shapes::CGROUP_PARENT;
-use crate::{cgroup, proc};
+use crate::{proc, wait};
 
 /// Time limit for leftovers to disappear: the kernel removes some objects late.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -56,7 +57,7 @@ impl Census {
 
     /// Waits until nothing is left that did not exist before; the error lists what is left.
     pub(crate) async fn settle(&self, node: Option<&Node>) -> Result<()> {
-        let end = std::time::Instant::now() + PATIENCE;
+        let end = std::time::Instant::now() + wait::longer(PATIENCE);
         loop {
             let left = self.leftovers(&Self::take(node));
             if left.is_empty() {

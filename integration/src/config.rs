@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::cni::{self, Network};
+use crate::driver::{Driver, driver};
 use crate::registry::Registry;
 
 /// Folders and files of one node.
@@ -57,8 +58,12 @@ pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, level: &str, ex
         (paths.root.display(), paths.run.display(), paths.socket.display(), paths.certs.display());
     let (conf, own, bin) = (network.conf_dir.display(), network.bin_dir.display(), bin.display());
     let plugins = cni::PLUGINS;
+    let driver = match driver() {
+        Driver::Cgroupfs => "",
+        Driver::Systemd => "cgroup_driver = \"systemd\"\n",
+    };
     format!(
-        "root = \"{root}\"\nstate = \"{run}\"\nsocket = \"{socket}\"\n\
+        "{driver}root = \"{root}\"\nstate = \"{run}\"\nsocket = \"{socket}\"\n\
          [log]\nlevel = \"{level}\"\n\
          [binaries]\nshim = \"{bin}/copepod-shim\"\npause = \"{bin}/pause\"\n\
          [network]\nconf_dir = \"{conf}\"\nbin_dirs = [\"{own}\", \"{plugins}\"]\ntimeout_seconds = 5\n\

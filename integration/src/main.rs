@@ -1,8 +1,8 @@
 //! Black-box tests of copepod: they start the built binaries, call CRI, and check the results from outside.
 //! `integration test` runs the tests, `node-test` runs the real kubelet on copepod, `kubectl-test` kubectl in a cluster of
-//! one such node, `conformance` runs critest, `demo` is `make run`, and `bench` measures. Everything runs in private
-//! namespaces ([`isolation`]), so that neither a failed test nor
-//! an interrupted run leaves a process, mount, interface or firewall rule behind.
+//! one such node, `conformance` runs critest, `demo` is `make run`, and `bench` measures; `vm` runs any of them in a
+//! Debian guest. All but `vm` run in private namespaces ([`isolation`]), so that neither a failed test nor an
+//! interrupted run leaves a process, mount, interface or firewall rule behind.
 
 mod bench;
 mod census;
@@ -17,6 +17,7 @@ mod coverage;
 mod cri;
 mod demo;
 mod disk;
+mod driver;
 mod echo;
 mod expect;
 mod fixture;
@@ -39,6 +40,7 @@ mod shapes;
 mod stall;
 mod streaming;
 mod tests;
+mod vm;
 mod wait;
 
 use std::path::PathBuf;
@@ -62,7 +64,7 @@ enum Command {
         /// Directory with copepod, copepod-shim, pause, grpcio and clientgo (`make build grpcio clientgo`).
         #[arg(long)]
         bin_dir: PathBuf,
-        /// Run only tests whose name contains this.
+        /// Run only tests whose name contains this, or one of several words with commas between them.
         #[arg(long)]
         filter: Option<String>,
         /// Print the names and stop.
@@ -141,6 +143,8 @@ enum Command {
         #[arg(long)]
         reports: PathBuf,
     },
+    /// Run a command in a Debian guest, or a shell.
+    Vm(vm::Options),
     /// Show one pod from image to removal.
     Demo {
         /// Directory with copepod, copepod-shim and pause.
@@ -181,8 +185,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => ExitCode::from(code),
         Err(e) => {
             eprintln!("integration: {e:#}");
             ExitCode::from(2)
@@ -190,9 +193,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// `Ok(false)` means that tests failed; an error means that they could not be run.
-fn run() -> Result<bool> {
+/// The exit code: 1 if tests failed. An error means that they could not be run.
+fn run() -> Result<u8> {
     let command = Cli::parse().command;
+    if let Command::Vm(options) = &command {
+        return vm::run(options);
+    }
+    run_tests(command).map(|passed| u8::from(!passed))
+}
+
+/// `Ok(false)` means that tests failed.
+fn run_tests(command: Command) -> Result<bool> {
     if let Command::Init { args } = &command {
         return isolation::init(args);
     }
@@ -234,6 +245,7 @@ fn run() -> Result<bool> {
             }
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,
             Command::Init { .. }
+            | Command::Vm(_)
             | Command::UdpEcho { .. }
             | Command::TcpEcho { .. }
             | Command::TcpBulk { .. } => Ok(true),

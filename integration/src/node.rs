@@ -10,16 +10,15 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
+use crate::cgroup::{self, SHIMS};
 use crate::cni::Network;
 use crate::config::{self, Paths};
 use crate::cri::Cri;
 use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::shapes::unique;
-use crate::{cgroup, proc, wait};
+use crate::{proc, wait};
 
-/// The cgroup of the daemon's shims. It is never below kubepods, whose limits are for pods.
-pub(crate) const SHIMS: &str = "/copepod";
 /// The parent of the cgroups of pods without a `cgroup_parent`.
 pub(crate) const DEFAULT_PARENT: &str = "/copepod-pods";
 
