@@ -16,6 +16,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use nix::mount::MsFlags;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -133,8 +134,9 @@ fn own_run() -> Result<()> {
             command("mount", &["--rbind", &format!("/run/{name}"), &inside])?;
         }
     }
-    command("mount", &["--move", new, "/run"])?;
-    Ok(())
+    // Not mount(8), which keeps a file in /run.
+    nix::mount::mount(Some(new), "/run", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+        .context("move the tmpfs to /run")
 }
 
 fn prepare() -> Result<()> {
