@@ -19,8 +19,8 @@ use crate::fixture::Fixture;
 use crate::shapes::unique;
 use crate::{proc, wait};
 
-/// The parent of the cgroups of pods without a `cgroup_parent`.
-pub(crate) const DEFAULT_PARENT: &str = "/copepod-pods";
+/// The parents of the cgroups of pods without a `cgroup_parent`: a folder, or a slice of systemd.
+pub(crate) const DEFAULT_PARENTS: [&str; 2] = ["/copepod-pods", "/copepod.slice"];
 
 /// Options of a test's node.
 #[derive(Debug, Clone, Default)]
@@ -260,7 +260,7 @@ impl Node {
             drop(proc::signal(shim.pid, Signal::SIGKILL));
         }
         cgroup::destroy(SHIMS);
-        cgroup::destroy(DEFAULT_PARENT);
+        DEFAULT_PARENTS.into_iter().for_each(cgroup::destroy);
         cgroup::destroy(&crate::shapes::CGROUP_PARENT);
         if let Ok(pins) = fs::read_dir("/run/netns") {
             for pin in pins.flatten().filter(|p| p.file_name().to_string_lossy().starts_with("cni-")) {

@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::runner::{Test, test};
-use crate::shapes::{ContainerExt as _, PodExt as _, seccomp};
+use crate::shapes::{self, ContainerExt as _, PodExt as _, seccomp};
 use crate::wait::{self, secs};
 use crate::{cgroup, metrics, proc};
 
@@ -120,7 +120,7 @@ async fn containers_follow_the_configuration_of_the_running_pod(cx: Context) -> 
     let mut other = pod.config.clone();
     other.hostname = String::from("another");
     other.log_directory = elsewhere.display().to_string();
-    other.linux.get_or_insert_default().cgroup_parent = String::from("/copepod-elsewhere");
+    other.linux.get_or_insert_default().cgroup_parent = shapes::below_parent("elsewhere");
     for (name, sandbox_config) in [("other", Some(other)), ("none", None)] {
         let request = api::CreateContainerRequest {
             pod_sandbox_id: pod.id.clone(),
