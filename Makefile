@@ -132,6 +132,8 @@ VM_DRIVER ?= cgroupfs systemd
 # By how much the time limits of tests are longer in the guest, which is emulated; seconds for a run.
 VM_SLOWNESS ?= 8
 VM_LIMIT ?= 14400
+# For how many seconds the guest may be silent: longer than its longest test.
+VM_SILENCE ?= 2400
 VM_RUN = $(BIN)/integration vm --image $(VM_IMAGE) --files $(BIN) $(if $(VM_DEB),--deb $(VM_DEB)) --kernel "$(VM_KERNEL)"
 
 vm-image: vm-deps ## Make the guest, a Debian of VM_RELEASE, if it has not been made (root)
@@ -141,7 +143,7 @@ vm: build harness grpcio clientgo vm-image ## A shell in a guest with what was b
 	$(VM_RUN) --shell
 
 test-vm: build harness grpcio clientgo vm-image ## Black-box tests in a guest: Debian 13, cgroup v2, systemd (root); FILTER=substring VM_DRIVER="cgroupfs systemd" VM_RELEASE VM_KERNEL VM_DEB
-	$(VM_RUN) --env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --limit $(VM_LIMIT) --run ' \
+	$(VM_RUN) --env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --limit $(VM_LIMIT) --silence $(VM_SILENCE) --run ' \
 		for driver in $(VM_DRIVER); do \
 			echo "== cgroup driver $$driver"; \
 			COPEPOD_TEST_CGROUP_DRIVER=$$driver bin/integration test --bin-dir bin $(if $(FILTER),--filter "$(FILTER)") || exit; \

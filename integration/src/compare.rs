@@ -264,7 +264,8 @@ fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value>
     }
     let mode = if case.privileged { "rw" } else { "ro" };
     let mut namespaces = vec![json!({"type": "pid"}), json!({"type": "ipc"}), json!({"type": "mount"})];
-    if crate::cgroup::is_v2() {
+    // As with other runtimes, a privileged container has the host's.
+    if crate::cgroup::is_v2() && !case.privileged {
         namespaces.push(json!({"type": "cgroup"}));
     }
     let mut maps = Vec::new();

@@ -23,9 +23,14 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Where a privileged container sees its own cgroup with the freezer.
+/// Where a privileged container sees its own cgroup with the freezer, for its shell. On v2 it has the host's cgroup
+/// namespace.
 fn freezer() -> &'static str {
-    if cgroup::is_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/freezer" }
+    if cgroup::is_v2() {
+        "/sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)"
+    } else {
+        "/sys/fs/cgroup/freezer"
+    }
 }
 
 /// Starts a privileged container in a pod of this configuration, and waits until it has created /tmp/ready.
@@ -113,5 +118,9 @@ async fn process_that_left_the_freezer_is_killed(cx: Context) -> Result<()> {
     let id = ready(&cx, cx.pod_config().shared_pid(), &config).await?;
     sleeps(&mark)?;
     cx.cri.stop(&id, 0).await?;
+    if cgroup::is_v2() {
+        // It has left the only cgroup that a container has. It ends with the PID namespace of its pod.
+        cx.node.empty().await?;
+    }
     is_killed(&mark).context("a process that left the container's freezer cgroup")
 }
