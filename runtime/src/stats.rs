@@ -1,8 +1,8 @@
 //! Stats of containers and pods. The daemon reads the files of the kernel itself, without the shims. Blocking, but only
 //! for reads of kernel files: writable layers are walked separately ([`StatsReader::refresh_stale`]).
 //!
-//! The files of a cgroup stay open while it is attached ([`cgroup`]), six reads per container (seven if memory.stat has
-//! 4 KiB or more). CPU rates need samples that are taken regularly ([`StatsReader::sample`], [`rate`]). Networks are read
+//! The files of a cgroup stay open while it is attached ([`cgroup`]): six reads per container on cgroup v1 and seven on v2,
+//! three more where the kernel measures pressure. CPU rates need samples that are taken regularly ([`StatsReader::sample`], [`rate`]). Networks are read
 //! inside their namespaces ([`network`]).
 
 use crate::cgroups::Cgroups;
@@ -145,7 +145,7 @@ fn all<K, V>(entries: &Mutex<HashMap<K, Arc<V>>>) -> Vec<Arc<V>> {
 impl StatsReader {
     /// Creates a reader for these hierarchies.
     pub(crate) fn new(cgroups: Cgroups) -> Self {
-        let has_pressure = cgroup::has_pressure(&cgroups);
+        let has_pressure = cgroup::measures_pressure(&cgroups);
         Self {
             cgroups,
             has_pressure,

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 pub(crate) use values::{
-    Limit, Usage, cpus_and_nodes, has_pressure, inside, keyed, limit, limit_at, set, shares, usage, usage_at,
+    Limit, Usage, cpus_and_nodes, has_pressure, inside, keyed, limit, limit_at, pressure, set, shares, usage,
+    usage_at,
 };
 
 pub(crate) use crate::driver::{Driver, driver};

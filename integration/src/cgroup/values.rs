@@ -4,7 +4,6 @@
 //! v2 keeps no shares, so that [`shares`] says which number [`limit`] reads for them on this host.
 
 use std::fs;
-use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
@@ -200,9 +199,25 @@ fn source(what: Usage, v2: bool) -> (&'static str, &'static str, &'static str, u
     }
 }
 
-/// A file for the pressure of a resource in the cgroup at `path`, if the kernel counts it.
+/// Whether the kernel measures pressure of the cgroup at `path`.
 pub(crate) fn has_pressure(path: &str) -> bool {
-    folder("cpu", path).is_ok_and(|dir: std::path::PathBuf| Path::new(&dir).join("cpu.pressure").exists())
+    pressure("cpu.pressure", "some", path).is_ok()
+}
+
+/// A line of a pressure file of the cgroup at `path`: the averages over 10, 60 and 300 seconds in percent, and the total in
+/// microseconds.
+pub(crate) fn pressure(file: &str, line: &str, path: &str) -> Result<([f64; 3], u64)> {
+    let file = folder("cpuacct", path)?.join(file);
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    pressure_line(&text, line).with_context(|| format!("{} has {text:?}", file.display()))
+}
+
+fn pressure_line(text: &str, line: &str) -> Option<([f64; 3], u64)> {
+    let words: Vec<&str> = keyed(text, line)?.split(' ').collect();
+    let [ten, minute, five, total] = words.try_into().ok()?;
+    let average = |word: &str, key: &str| word.strip_prefix(key)?.parse::<f64>().ok();
+    let averages = [average(ten, "avg10=")?, average(minute, "avg60=")?, average(five, "avg300=")?];
+    Some((averages, total.strip_prefix("total=")?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -223,6 +238,14 @@ mod tests {
         for (shares, expected) in [(0, 1), (2, 1), (102, 4), (512, 20), (1024, 39), (262_144, 10_000)] {
             assert_eq!(weight(shares), expected, "{shares}");
         }
+    }
+
+    #[test]
+    fn lines_of_pressure() {
+        let text =
+            "some avg10=1.50 avg60=0.25 avg300=0.00 total=123\nfull avg10=x avg60=0 avg300=0 total=1\n";
+        assert_eq!(pressure_line(text, "some"), Some(([1.5, 0.25, 0.0], 123)));
+        assert_eq!((pressure_line(text, "full"), pressure_line("", "some")), (None, None));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the kernel says of a cgroup, by the metric that shows it.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context as _, Result};
@@ -42,7 +43,7 @@ spec_cpu_quota | cpu cpu.cfs_quota_us - 1 | cpu cpu.max - 1
 spec_cpu_shares | cpu cpu.shares - 1 | cpu cpu.weight - 1
 spec_memory_limit_bytes | memory memory.limit_in_bytes - 1 | memory memory.max - 1
 spec_memory_swap_limit_bytes | memory memory.memsw.limit_in_bytes - 1 | memory memory.swap.max - 1
-spec_memory_reservation_limit_bytes | memory memory.soft_limit_in_bytes - 1 | memory memory.low - 1
+spec_memory_reservation_limit_bytes | memory memory.soft_limit_in_bytes - 1 | memory memory.min - 1
 ";
 
 /// A line of [`SOURCES`], for one version.
@@ -130,6 +131,46 @@ pub(crate) fn equal(
     }
     Ok(())
 }
+
+/// Bytes of I/O of the cgroup whose last path element is `leaf`, by major and minor number and operation.
+pub(crate) fn io(leaf: &str) -> Result<BTreeMap<[String; 3], u64>> {
+    let text = |file: &str| cgroup::read(if cgroup::is_v2() { "io" } else { "blkio" }, leaf, file);
+    let mut found = BTreeMap::new();
+    let mut add = |device: &str, operation: &str, value: &str| -> Result<()> {
+        let (major, minor) = device.split_once(':').with_context(|| format!("a device called {device}"))?;
+        found.insert([major, minor, operation].map(str::to_owned), value.parse()?);
+        Ok(())
+    };
+    if cgroup::is_v2() {
+        for line in text("io.stat")?.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            for (key, operation) in [("rbytes=", "Read"), ("wbytes=", "Write")] {
+                let value = words.iter().find_map(|word| word.strip_prefix(key));
+                let Some((device, value)) = words.first().zip(value) else { continue };
+                add(device, operation, value)?;
+            }
+        }
+    } else {
+        let bfq = text("blkio.bfq.io_service_bytes_recursive").unwrap_or_default();
+        let throttle = text("blkio.throttle.io_service_bytes_recursive")?;
+        for line in (if bfq.contains(':') { bfq } else { throttle }).lines() {
+            if let [device, operation, value] = line.split(' ').collect::<Vec<_>>().as_slice() {
+                add(device, operation, value)?;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The metrics of pressure: the file and the line.
+pub(crate) const PRESSURE: [(&str, &str, &str); 6] = [
+    ("container_pressure_cpu_waiting_seconds_total", "cpu.pressure", "some"),
+    ("container_pressure_cpu_stalled_seconds_total", "cpu.pressure", "full"),
+    ("container_pressure_memory_waiting_seconds_total", "memory.pressure", "some"),
+    ("container_pressure_memory_stalled_seconds_total", "memory.pressure", "full"),
+    ("container_pressure_io_waiting_seconds_total", "io.pressure", "some"),
+    ("container_pressure_io_stalled_seconds_total", "io.pressure", "full"),
+];
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use cri_api::v1 as api;
 
-pub(crate) use kernel::{USAGE, WORKING_SET, equal, kernel};
+pub(crate) use kernel::{PRESSURE, USAGE, WORKING_SET, equal, io, kernel};
 
 use crate::cri::{Cri, bounded};
 use crate::expect::ensure;
@@ -110,13 +110,13 @@ pub(crate) fn has_huge_pages() -> bool {
 }
 
 /// The names that clients know, without their prefix. `-` marks those of pressure, which needs cgroup v2, `h` those that need accounting
-/// of huge pages, `i` those of block I/O, which the kernel counts only with some I/O schedulers or limits, and `q` those
+/// of huge pages, `p` those that only v1's has, `i` those of block I/O, which the kernel counts only with some I/O schedulers or limits, and `q` those
 /// of a CPU quota.
 const KNOWN: &str = "
 i:blkio_device_usage_total q:cpu_cfs_periods_total q:cpu_cfs_throttled_periods_total q:cpu_cfs_throttled_seconds_total
 cpu_system_seconds_total cpu_usage_seconds_total cpu_user_seconds_total file_descriptors fs_inodes_free fs_inodes_total
 fs_limit_bytes i:fs_reads_bytes_total i:fs_reads_total fs_usage_bytes i:fs_writes_bytes_total i:fs_writes_total
-h:hugetlb_max_usage_bytes h:hugetlb_usage_bytes last_seen memory_cache memory_failcnt memory_failures_total
+p:hugetlb_max_usage_bytes h:hugetlb_usage_bytes last_seen memory_cache memory_failcnt memory_failures_total
 memory_kernel_usage memory_mapped_file memory_max_usage_bytes memory_rss memory_swap memory_usage_bytes
 memory_working_set_bytes network_receive_bytes_total network_receive_errors_total network_receive_packets_dropped_total
 network_receive_packets_total network_transmit_bytes_total network_transmit_errors_total
@@ -134,7 +134,8 @@ pub(crate) fn names(valued: bool) -> Vec<String> {
         None => Some(word),
         Some(("q", name)) => Some(name),
         Some(("h", name)) => has_huge_pages().then_some(name),
-        Some(("-", name)) => (cgroup::is_v2() && Path::new("/proc/pressure").exists()).then_some(name),
+        Some(("p", name)) => (has_huge_pages() && !cgroup::is_v2()).then_some(name),
+        Some(("-", name)) => cgroup::has_pressure("/").then_some(name),
         Some(("i", name)) => (!valued).then_some(name),
         Some(_) => None,
     });

@@ -2,7 +2,7 @@
 //!
 //! Version 1, alone or hybrid, or version 2. (Hybrid means that cgroup2 is mounted too. Nothing of ours joins it then: it
 //! has no `tasks` file, and joining by `cgroup.procs` waits for an RCU grace period.) [`Cgroups::detect`] finds out which,
-//! and nobody outside asks: `spec` computes what is to be written, `v1` and `v2` know how folders are made, and a v2 host is
+//! and outside only the statistics ask: `spec` computes what is to be written, `v1` and `v2` know how folders are made, and a v2 host is
 //! one with a single hierarchy. Everything here uses plain files, no D-Bus and no crate: libcontainer's own handling adds
 //! 15 ms to a cold create, and cgroups-rs brings a D-Bus client and a second nix.
 
@@ -63,6 +63,11 @@ impl Cgroups {
         let controllers = |folder: &Path| files::read(&folder.join("cgroup.controllers"));
         let (version, hierarchies) = detect::hierarchies(&text, controllers)?;
         Ok(Self { version, hierarchies })
+    }
+
+    /// Which files the statistics read. Nobody else outside has to know it.
+    pub(crate) fn version(&self) -> Version {
+        self.version
     }
 
     /// Folder of a cgroup in the hierarchy of a controller, if that is mounted.

@@ -79,6 +79,8 @@ impl Metrics {
         let has = |needs| match needs {
             Needs::Nothing => true,
             Needs::HugePages => self.reader.has_huge_pages(),
+            Needs::PeakOfHugePages => self.reader.has_peaks_of_huge_pages(),
+            Needs::Pressure => self.reader.has_pressure(),
         };
         families::ALL.iter().filter(|family| has(family.needs)).map(|family| family.descriptor()).collect()
     }

@@ -1,13 +1,12 @@
-//! Parses cgroup files of v1 and files of /proc. Pure.
+//! Parses cgroup files of both versions and files of /proc. Pure.
 
-use super::reading::{Interface, Memory, Psi, PsiData, Traffic};
-use std::collections::BTreeMap;
+use super::reading::{Interface, Psi, PsiData, Traffic};
 
-/// A higher limit means no limit: the kernel shows "none" as the largest multiple of a page in an i64.
-const NO_LIMIT: u64 = 1 << 62;
+mod devices;
+mod memory;
 
-/// The operations of the block layer, as `blkio` files name them.
-const OPERATIONS: [&str; 6] = ["Read", "Write", "Sync", "Async", "Discard", "Total"];
+pub(super) use devices::{Number, Operations, blkio, io_stat};
+pub(super) use memory::{Charge, MemoryStat, SwapCharge, limit};
 
 /// The value of a line `key value`.
 pub(super) fn value_of(text: &str, key: &str) -> Option<u64> {
@@ -19,77 +18,19 @@ pub(super) fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
+/// A file with one number, in which v2 shows no limit as `max`: the largest number.
+pub(super) fn number_or_max(text: &str) -> Option<u64> {
+    if text.trim() == "max" { Some(u64::MAX) } else { number(text) }
+}
+
+/// The value of a line `key microseconds`, in nanoseconds.
+pub(super) fn microseconds_of(text: &str, key: &str) -> Option<u64> {
+    Some(value_of(text, key)?.saturating_mul(1000))
+}
+
 /// `pids.max`: 0 stands for no limit, as in cAdvisor's metric.
 pub(super) fn task_limit(text: &str) -> Option<u64> {
     if text.trim() == "max" { Some(0) } else { number(text) }
-}
-
-/// The values of memory.stat that are used. The file has each twice; the one with `total_` includes the cgroups below.
-/// `None`: the file lacks it, as swap on a host that does not account for it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct MemoryStat {
-    /// Page cache, with the cgroups below, as all up to `swap`. Bytes.
-    pub(super) cache: Option<u64>,
-    /// Anonymous memory.
-    pub(super) rss: Option<u64>,
-    /// Mapped files.
-    pub(super) mapped_file: Option<u64>,
-    /// Page cache that was not used lately.
-    pub(super) inactive_file: Option<u64>,
-    /// Swap.
-    pub(super) swap: Option<u64>,
-    /// Page faults of this cgroup alone, and with those below.
-    pub(super) faults: [Option<u64>; 2],
-    /// The same for page faults that needed I/O.
-    pub(super) major_faults: [Option<u64>; 2],
-}
-
-/// The content of memory.stat.
-pub(super) fn memory_stat(text: &str) -> MemoryStat {
-    let mut stat = MemoryStat::default();
-    for line in text.lines() {
-        let Some((key, value)) = line.split_once(' ') else { continue };
-        let field = match key {
-            "total_cache" => &mut stat.cache,
-            "total_rss" => &mut stat.rss,
-            "total_mapped_file" => &mut stat.mapped_file,
-            "total_inactive_file" => &mut stat.inactive_file,
-            "total_swap" => &mut stat.swap,
-            "pgfault" => &mut stat.faults[0],
-            "total_pgfault" => &mut stat.faults[1],
-            "pgmajfault" => &mut stat.major_faults[0],
-            "total_pgmajfault" => &mut stat.major_faults[1],
-            _ => continue,
-        };
-        *field = number(value);
-    }
-    stat
-}
-
-impl MemoryStat {
-    /// `usage` without inactive page cache, never below 0.
-    pub(super) fn working_set(&self, usage: u64) -> u64 {
-        usage.saturating_sub(self.inactive_file.unwrap_or(0))
-    }
-}
-
-/// A limit of memory, in bytes; `None` means no limit.
-pub(super) fn limit(bytes: u64) -> Option<u64> {
-    (bytes < NO_LIMIT).then_some(bytes)
-}
-
-pub(super) fn memory(timestamp: i64, usage: u64, limit: Option<u64>, stat: &MemoryStat) -> Memory {
-    let working_set = stat.working_set(usage);
-    Memory {
-        timestamp,
-        working_set_bytes: working_set,
-        available_bytes: limit.map(|limit| limit.saturating_sub(working_set)),
-        usage_bytes: usage,
-        rss_bytes: stat.rss.unwrap_or(0),
-        page_faults: stat.faults[1].unwrap_or(0),
-        major_page_faults: stat.major_faults[1].unwrap_or(0),
-        psi: None,
-    }
 }
 
 /// A pressure file; `None` if its line `some` is missing or cannot be read.
@@ -131,40 +72,17 @@ pub(super) fn net_dev(text: &str) -> Vec<Interface> {
     text.split_inclusive('\n').skip(2).filter_map(|line| interface(line.strip_suffix('\n')?)).collect()
 }
 
-/// What a `blkio` file says of one device: the value of each operation.
-pub(super) type Operations = Vec<(&'static str, u64)>;
-
-/// A `blkio` file with lines of `major:minor operation value`, by device. The sum in the last line, and operations that
-/// no kernel of today knows, are left out; so are devices beyond the first `limit`.
-pub(super) fn devices(text: &str, limit: usize) -> BTreeMap<(u32, u32), Operations> {
-    let mut devices: BTreeMap<(u32, u32), Operations> = BTreeMap::new();
-    for line in text.lines() {
-        let Some((device, operation, value)) = device_line(line) else { continue };
-        if devices.contains_key(&device) || devices.len() < limit {
-            devices.entry(device).or_default().push((operation, value));
-        }
-    }
-    devices
-}
-
-fn device_line(line: &str) -> Option<((u32, u32), &'static str, u64)> {
-    let mut words = line.split_ascii_whitespace();
-    let (major, minor) = words.next()?.split_once(':')?;
-    let name = words.next()?;
-    let operation = OPERATIONS.into_iter().find(|known| *known == name)?;
-    Some(((major.parse().ok()?, minor.parse().ok()?), operation, words.next()?.parse().ok()?))
-}
-
 /// The soft limit of open files in `/proc/<pid>/limits`; `None` if it is unlimited.
 pub(super) fn open_files(text: &str) -> Option<u64> {
     let values = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     values.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// The page size in the name of a file such as `hugetlb.2MB.usage_in_bytes`. The files of reservations (`rsvd`) and of
-/// NUMA nodes have other names.
-pub(super) fn page_size(name: &str) -> Option<&str> {
-    name.strip_prefix("hugetlb.")?.strip_suffix(".usage_in_bytes").filter(|size| !size.contains('.'))
+/// The page size in the name of a file such as `hugetlb.2MB.current`, whose last part is `last`. The files of reservations
+/// (`rsvd`) and of NUMA nodes have other names.
+pub(super) fn page_size<'a>(name: &'a str, last: &str) -> Option<&'a str> {
+    let size = name.strip_prefix("hugetlb.")?.strip_suffix(last)?.strip_suffix('.')?;
+    (!size.contains('.')).then_some(size)
 }
 
 #[cfg(test)]
@@ -173,30 +91,14 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn totals_and_limits() {
-        let text = "cache 1\nrss 2\ninactive_file 3\npgfault 4\ntotal_cache 10\ntotal_rss 20\n\
-                    total_inactive_file 30\ntotal_pgfault 40\ntotal_pgmajfault 50\n";
-        let want = MemoryStat {
-            cache: Some(10),
-            rss: Some(20),
-            inactive_file: Some(30),
-            faults: [Some(4), Some(40)],
-            major_faults: [None, Some(50)],
-            ..MemoryStat::default()
-        };
-        assert_eq!(memory_stat(text), want);
-        let swap = format!("{text}total_swap 60\n");
-        assert_eq!(memory_stat(&swap), MemoryStat { swap: Some(60), ..want });
-        assert_eq!((limit(9_223_372_036_854_771_712), limit(4096)), (None, Some(4096)));
-    }
-
-    #[test]
     fn files_are_parsed() {
         let stat = "nr_periods 12\nnr_throttled 3\nthrottled_time 45\n";
         assert_eq!(value_of(stat, "nr_periods"), Some(12));
         assert_eq!(value_of(stat, "nr"), None);
         assert_eq!(number("-1\n"), None);
         assert_eq!(number("20000\n"), Some(20_000));
+        assert_eq!(["max\n", "20000\n", "-1"].map(number_or_max), [Some(u64::MAX), Some(20_000), None]);
+        assert_eq!(microseconds_of("usage_usec 7\nuser_usec 3\n", "user_usec"), Some(3000));
         assert_eq!((task_limit("max\n"), task_limit("7\n"), task_limit("")), (Some(0), Some(7), None));
         let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
                       Max open files            1024                 4096                 files     \n";
@@ -207,28 +109,10 @@ mod tests {
             "hugetlb.2MB.rsvd.usage_in_bytes",
             "hugetlb.2MB.max_usage_in_bytes",
         ];
-        assert_eq!(sizes.map(page_size), [Some("2MB"), None, None]);
-    }
-
-    #[test]
-    fn devices_are_parsed_and_bounded() {
-        let text = "8:0 Read 10\n8:0 Write 20\n8:0 Novel 5\n8:0 Total 30\n253:1 Read 7\nTotal 37\nx:y Read 1\n8:0 Read\n";
-        let all = devices(text, 8);
-        assert_eq!(all[&(8, 0)], [("Read", 10), ("Write", 20), ("Total", 30)]);
-        assert_eq!(all[&(253, 1)], [("Read", 7)]);
-        assert_eq!(all.len(), 2);
-        let first = devices(text, 1);
-        assert_eq!(first.keys().collect::<Vec<_>>(), [&(8, 0)]);
-        assert_eq!(first[&(8, 0)].len(), 3);
-    }
-
-    #[test]
-    fn working_set_is_never_below_zero() {
-        let stat = MemoryStat { inactive_file: Some(100), ..MemoryStat::default() };
-        let few = memory(1, 40, Some(1000), &stat);
-        assert_eq!((few.working_set_bytes, few.available_bytes), (0, Some(1000)));
-        let over = memory(1, 400, Some(200), &stat);
-        assert_eq!((over.working_set_bytes, over.available_bytes), (300, Some(0)));
+        assert_eq!(sizes.map(|name| page_size(name, "usage_in_bytes")), [Some("2MB"), None, None]);
+        let sizes =
+            ["hugetlb.1GB.current", "hugetlb.1GB.rsvd.current", "hugetlb.1GB.events", "memory.current"];
+        assert_eq!(sizes.map(|name| page_size(name, "current")), [Some("1GB"), None, None, None]);
     }
 
     #[test]
@@ -281,7 +165,6 @@ net1.20@x: 18446744073709551615 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0
     proptest! {
         #[test]
         fn any_text_is_read_without_panic(text in "[a-z_0-9 =.:\n]{0,200}") {
-            let _ = memory_stat(&text);
             let _ = psi(&text);
             drop(net_dev(&text));
         }

@@ -1,6 +1,7 @@
 //! What one reading of a container or of a pod contains.
 //!
-//! The source of each value is a file of cgroup v1. A value whose source does not exist on this host is `None`, never 0.
+//! The source of each value is a file of cgroup v1 or v2. A value whose source does not exist on this host is `None`, never
+//! 0.
 //! All timestamps are nanoseconds since the epoch, taken right before the files are read. Counters start at 0 when their
 //! cgroup or interface is created. A pod's cgroup outlives its containers, so a pod's counters go on across restarts of
 //! them, and are larger than the sum of those of its containers.
@@ -10,7 +11,8 @@
 pub(crate) struct Cpu {
     /// Nanoseconds since the epoch.
     pub timestamp: i64,
-    /// CPU time of all cores since the cgroup was created, in nanoseconds: `cpuacct.usage`, with the cgroups below.
+    /// CPU time of all cores since the cgroup was created, in nanoseconds, with the cgroups below:
+    /// `cpuacct.usage` (v1), or `usage_usec` of `cpu.stat` (v2).
     pub usage_core_nano_seconds: u64,
     /// CPU time per second of wall-clock time, in nanoseconds, over the last 5 to 15 seconds (over 1 second or more while
     /// there is no sample that old); `None` in the first second. 1,000,000,000 means one core.
@@ -24,17 +26,19 @@ pub(crate) struct Cpu {
 pub(crate) struct Memory {
     /// Nanoseconds since the epoch.
     pub timestamp: i64,
-    /// Working set: `usage_bytes` without `total_inactive_file` of `memory.stat`, never below 0.
+    /// Working set: `usage_bytes` without `total_inactive_file` (v1) or `inactive_file` (v2) of `memory.stat`, never
+    /// below 0.
     pub working_set_bytes: u64,
-    /// Bytes by which the working set may grow until it reaches `memory.limit_in_bytes`; `None` without a limit.
+    /// Bytes by which the working set may grow until it reaches `memory.limit_in_bytes` (v1) or `memory.max` (v2); `None`
+    /// without a limit.
     pub available_bytes: Option<u64>,
-    /// Bytes in use, page cache included: `memory.usage_in_bytes`.
+    /// Bytes in use, page cache included: `memory.usage_in_bytes` (v1) or `memory.current` (v2).
     pub usage_bytes: u64,
-    /// Bytes of anonymous memory: `total_rss` of `memory.stat`.
+    /// Bytes of anonymous memory: `total_rss` (v1) or `anon` (v2) of `memory.stat`.
     pub rss_bytes: u64,
-    /// Page faults: `total_pgfault` of `memory.stat`.
+    /// Page faults: `total_pgfault` (v1) or `pgfault` (v2) of `memory.stat`.
     pub page_faults: u64,
-    /// Page faults that needed disk I/O: `total_pgmajfault` of `memory.stat`.
+    /// Page faults that needed disk I/O: `total_pgmajfault` (v1) or `pgmajfault` (v2) of `memory.stat`.
     pub major_page_faults: u64,
     /// Tasks that waited for memory; `None` if the kernel has no PSI for this cgroup.
     pub psi: Option<Psi>,
@@ -45,10 +49,10 @@ pub(crate) struct Memory {
 pub(crate) struct Swap {
     /// Nanoseconds since the epoch.
     pub timestamp: i64,
-    /// Bytes left to the limit, which is `memory.memsw.limit_in_bytes` without `memory.limit_in_bytes`; `None` without a
-    /// limit.
+    /// Bytes left to the limit, which is `memory.memsw.limit_in_bytes` without `memory.limit_in_bytes` (v1), or
+    /// `memory.swap.max` (v2); `None` without a limit.
     pub swap_available_bytes: Option<u64>,
-    /// Bytes in use: `total_swap` of `memory.stat`.
+    /// Bytes in use: `total_swap` of `memory.stat` (v1), or `memory.swap.current` (v2).
     pub swap_usage_bytes: u64,
 }
 
@@ -61,8 +65,8 @@ pub(crate) struct Io {
     pub psi: Psi,
 }
 
-/// Pressure stall information of a cgroup (`PsiStats`): `cpu.pressure`, `memory.pressure` or `io.pressure`. On cgroup v1
-/// only kernels of some distributions have these files, in the hierarchy of `cpuacct`.
+/// Pressure stall information of a cgroup (`PsiStats`): `cpu.pressure`, `memory.pressure` or `io.pressure`. v2 has these
+/// files unless the kernel was built without or started with psi=0; v1 only with the kernels of some distributions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Psi {
     /// Time in which all tasks that are not idle waited. Kernels before 5.13 have no such line in `cpu.pressure`: zeros.

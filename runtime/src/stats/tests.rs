@@ -1,5 +1,4 @@
 use super::*;
-use crate::cgroups::Limits;
 use std::process::Command;
 
 #[test]
@@ -22,7 +21,13 @@ impl Drop for TestCgroup {
     }
 }
 
-/// Needs root and cgroup v1; fails without them.
+/// A line of a shell that makes it join a cgroup.
+fn joins(leaf: &crate::cgroups::Leaf) -> String {
+    let file = if leaf.plan.unified { "cgroup.procs" } else { "tasks" };
+    leaf.plan.members.iter().map(|member| format!("echo 0 > '{}/{file}' && ", member.path)).collect()
+}
+
+/// Needs root; fails without.
 #[test]
 #[expect(clippy::too_many_lines, reason = "the life of one cgroup, read in the order in which it happens")]
 fn privileged_reads_a_running_leaf() {
@@ -34,8 +39,8 @@ fn privileged_reads_a_running_leaf() {
     let path = format!("{root}/{id}");
     let _room = TestCgroup(cgroups.clone(), root.clone());
     let resources = model::Resources { memory_limit: 64 << 20, ..model::Resources::default() };
-    let writes = spec::resources::v1(&resources, spec::resources::Mode::Create);
-    let leaf = cgroups.create_leaf(&path, &Limits { writes, devices: Vec::new() }).unwrap();
+    let limits = cgroups.limits(&path, &resources, Vec::new()).unwrap();
+    let leaf = cgroups.create_leaf(&path, &limits).unwrap();
     let upper = tempfile::tempdir().unwrap();
     std::fs::write(upper.path().join("file"), vec![1; 50_000]).unwrap();
 
@@ -46,8 +51,7 @@ fn privileged_reads_a_running_leaf() {
     let pod = PodId::from_random(bytes);
     assert!(matches!(reader.read_pod(&pod), Err(Error::Unknown { .. })));
     reader.attach_pod(&pod, &root).unwrap();
-    let joins: String =
-        leaf.plan.members.iter().map(|member| format!("echo 0 > '{}/tasks' && ", member.path)).collect();
+    let joins = joins(&leaf);
     let spin = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/dev/null bs=20M count=1 status=none";
     assert!(Command::new("sh").args(["-ec", &format!("{joins} {spin}")]).status().unwrap().success());
 
@@ -70,6 +74,8 @@ fn privileged_reads_a_running_leaf() {
     assert_eq!(pod_usage.cpu.usage_core_nano_seconds, stats.cpu.usage_core_nano_seconds);
     assert!(pod_usage.memory.page_faults > 0 && pod_usage.memory.usage_bytes > 0, "{pod_usage:?}");
     assert_eq!((pod_usage.memory.available_bytes, pod_usage.pids), (None, Some(0)));
+    let pressure = [stats.cpu.psi.is_some(), stats.memory.psi.is_some(), stats.io.is_some()];
+    assert_eq!(pressure, [cgroup::measures_pressure(&cgroups); 3]);
     assert!(reader.refresh_stale(Duration::from_secs(5)));
     let layer = reader.read(&id).unwrap().writable_layer.unwrap();
     assert!(layer.inodes_used == 2 && layer.used_bytes >= 50_000, "{layer:?}");

@@ -1,6 +1,7 @@
 //! Stats of pods.
 
 mod lists;
+mod pressure;
 mod values;
 
 use anyhow::{Context as _, Result};
@@ -10,7 +11,7 @@ use crate::context::Context;
 use crate::runner::Test;
 
 pub(super) fn tests() -> Vec<Test> {
-    [values::tests(), lists::tests()].concat()
+    [values::tests(), pressure::tests(), lists::tests()].concat()
 }
 
 async fn stats(cx: &Context, pod: &str) -> Result<api::PodSandboxStats> {

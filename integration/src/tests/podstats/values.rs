@@ -145,17 +145,6 @@ async fn values_are_those_of_the_cgroups(cx: Context) -> Result<()> {
     })
     .await?;
     processes_are_counted(&cx, &pod).await?;
-
-    // Pressure of a cgroup exists only if the kernel has files for it.
-    let has_pressure = cgroup::has_pressure(&place);
-    let linux = linux(&cx, &pod.id).await?;
-    ensure!(
-        linux.io.is_some() == has_pressure
-            && linux.cpu.is_some_and(|cpu| cpu.psi.is_some() == has_pressure)
-            && linux.memory.is_some_and(|memory| memory.psi.is_some() == has_pressure),
-        "the host has pressure files: {has_pressure}; io is {:?}",
-        linux.io
-    );
     cx.cri.drop_pod(&pod.id).await?;
     Ok(())
 }

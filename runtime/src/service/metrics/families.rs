@@ -1,8 +1,7 @@
 //! The metrics: names, types, labels and help. Names, types, units and labels are those of kubelet's own
 //! `/metrics/cadvisor`, so that dashboards and alerts which were made for it work on this runtime.
 //!
-//! Of the names that clients know, those of pressure (`container_pressure_…`) are missing: the kernel measures it for
-//! cgroups of version 2 only. CRI's values are integers, so a duration has whole seconds.
+//! CRI's values are integers, so a duration has whole seconds.
 
 use cri_api::v1 as cri;
 
@@ -18,6 +17,10 @@ pub(super) enum Needs {
     Nothing,
     /// Accounting of huge pages by cgroup.
     HugePages,
+    /// Accounting of huge pages by cgroup v1, which remembers the highest usage.
+    PeakOfHugePages,
+    /// Pressure by cgroup.
+    Pressure,
 }
 
 /// A metric with its description.
@@ -123,16 +126,29 @@ families! {
     OOM_EVENTS: Counter "oom_events_total" [] Nothing
         "Processes of the container that the kernel killed because of a memory limit.";
 
-    HUGE_USAGE: Gauge "hugetlb_usage_bytes" ["pagesize"] HugePages "Huge pages in use, in bytes.";
-    HUGE_MAX_USAGE: Gauge "hugetlb_max_usage_bytes" ["pagesize"] HugePages
+    HUGE_USAGE: Gauge "hugetlb_usage_bytes" ["pagesize"] HugePages "Huge pages in use or reserved, in bytes.";
+    HUGE_MAX_USAGE: Gauge "hugetlb_max_usage_bytes" ["pagesize"] PeakOfHugePages
         "Highest usage of huge pages so far, in bytes.";
+
+    PRESSURE_CPU_SOME: Counter "pressure_cpu_waiting_seconds_total" [] Pressure
+        "Time in which at least one task waited for a CPU, in seconds.";
+    PRESSURE_CPU_FULL: Counter "pressure_cpu_stalled_seconds_total" [] Pressure
+        "Time in which all tasks waited for a CPU, in seconds.";
+    PRESSURE_MEMORY_SOME: Counter "pressure_memory_waiting_seconds_total" [] Pressure
+        "Time in which at least one task waited for memory, in seconds.";
+    PRESSURE_MEMORY_FULL: Counter "pressure_memory_stalled_seconds_total" [] Pressure
+        "Time in which all tasks waited for memory, in seconds.";
+    PRESSURE_IO_SOME: Counter "pressure_io_waiting_seconds_total" [] Pressure
+        "Time in which at least one task waited for block I/O, in seconds.";
+    PRESSURE_IO_FULL: Counter "pressure_io_stalled_seconds_total" [] Pressure
+        "Time in which all tasks waited for block I/O, in seconds.";
 
     SPEC_CPU_PERIOD: Gauge "spec_cpu_period" [] Nothing "Period of the CPU quota, in microseconds.";
     SPEC_CPU_QUOTA: Gauge "spec_cpu_quota" [] Nothing "CPU time in each period, in microseconds.";
-    SPEC_CPU_SHARES: Gauge "spec_cpu_shares" [] Nothing "CPU shares.";
+    SPEC_CPU_SHARES: Gauge "spec_cpu_shares" [] Nothing "CPU shares; on cgroup v2 computed from the weight.";
     SPEC_MEMORY_LIMIT: Gauge "spec_memory_limit_bytes" [] Nothing "Memory limit in bytes; 0 means none.";
     SPEC_MEMORY_RESERVATION: Gauge "spec_memory_reservation_limit_bytes" [] Nothing
-        "Soft memory limit in bytes; 0 means none.";
+        "Soft memory limit in bytes, on cgroup v2 what is protected from reclaim; 0 means none.";
     SPEC_MEMORY_SWAP_LIMIT: Gauge "spec_memory_swap_limit_bytes" [] Nothing
-        "Limit of memory and swap together, in bytes; 0 means none.";
+        "Limit of memory and swap together, on cgroup v2 of swap alone, in bytes; 0 means none.";
 }

@@ -3,7 +3,7 @@
 //! | samples | of the pod | of each container |
 //! | --- | --- | --- |
 //! | network | yes | no |
-//! | CPU, memory, block I/O, huge pages, threads, limits, times | of the pod's cgroup | of the container's |
+//! | CPU, memory, block I/O, huge pages, threads, limits, pressure, times | of the pod's cgroup | of the container's |
 //! | writable layer, processes, descriptors, ulimits, OOM kills | no | yes |
 //!
 //! Quotas and what they cause have samples only where there is a quota, as in cAdvisor.
@@ -11,12 +11,10 @@
 use super::families::{self as of, BASE, Family};
 use super::{ContainerReading, PodReading, Running};
 use crate::service::convert;
-use crate::stats::metrics::{Cpu, Filesystem, Group, Memory, Processes};
+use crate::stats::metrics::{Cpu, Filesystem, Group, Memory, Pressure, Processes};
 use crate::stats::{Network, WritableLayer};
 use cri_api::v1 as cri;
 
-/// Ticks of `cpuacct.stat` per second (USER_HZ), which is the same on all architectures that Linux runs containers on.
-const TICKS: u64 = 100;
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Samples with the same base labels.
@@ -125,7 +123,7 @@ fn times(samples: &mut Samples, started: i64, now: u64) {
 
 /// What a cgroup accounts for.
 fn usage(samples: &mut Samples, group: &Group) {
-    let Group { cpu, memory, io: _, huge_pages, tasks, task_limit } = group;
+    let Group { cpu, memory, io: _, huge_pages, tasks, task_limit, pressure } = group;
     of_cpu(samples, cpu);
     of_memory(samples, memory);
     of_devices(samples, group);
@@ -137,13 +135,25 @@ fn usage(samples: &mut Samples, group: &Group) {
     }
     samples.add_if(&of::THREADS, *tasks);
     samples.add_if(&of::THREADS_MAX, *task_limit);
+    of_pressure(samples, pressure);
+}
+
+fn of_pressure(samples: &mut Samples, Pressure { cpu, memory, io }: &Pressure) {
+    for (psi, some, full) in [
+        (cpu, &of::PRESSURE_CPU_SOME, &of::PRESSURE_CPU_FULL),
+        (memory, &of::PRESSURE_MEMORY_SOME, &of::PRESSURE_MEMORY_FULL),
+        (io, &of::PRESSURE_IO_SOME, &of::PRESSURE_IO_FULL),
+    ] {
+        samples.add_if(some, psi.map(|psi| psi.some.total / NANOSECONDS));
+        samples.add_if(full, psi.map(|psi| psi.full.total / NANOSECONDS));
+    }
 }
 
 fn of_cpu(samples: &mut Samples, cpu: &Cpu) {
     let Cpu { usage, user, system, shares, period, quota, throttling } = cpu;
     samples.add(&of::CPU_USAGE, usage / NANOSECONDS, &["total"]);
-    samples.add_if(&of::CPU_USER, user.map(|ticks| ticks / TICKS));
-    samples.add_if(&of::CPU_SYSTEM, system.map(|ticks| ticks / TICKS));
+    samples.add_if(&of::CPU_USER, user.map(|it| it / NANOSECONDS));
+    samples.add_if(&of::CPU_SYSTEM, system.map(|it| it / NANOSECONDS));
     samples.add_if(&of::SPEC_CPU_SHARES, *shares);
     samples.add_if(&of::SPEC_CPU_PERIOD, *period);
     samples.add_if(&of::SPEC_CPU_QUOTA, *quota);
@@ -170,7 +180,7 @@ fn of_memory(samples: &mut Samples, memory: &Memory) {
         limit,
         swap_limit,
         soft_limit,
-        // Of a container only: v1 does not add it up.
+        // Of a container only: v1 does not add it up, and cAdvisor has none of a pod either.
         oom_kills: _,
     } = memory;
     samples.add(&of::MEMORY_USAGE, *usage, &[]);

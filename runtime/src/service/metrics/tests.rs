@@ -1,12 +1,11 @@
 use super::families::{ALL, BASE};
 use super::*;
-use crate::stats::metrics::{Cpu, DeviceIo, HugePages, Memory, Throttling};
-use crate::stats::{Interface, Traffic};
+use crate::stats::metrics::{Cpu, DeviceIo, HugePages, Memory, Pressure, Throttling};
+use crate::stats::{Interface, Psi, PsiData, Traffic};
 use model::{ContainerConfig, ContainerId, ContainerMeta, Exit, ImageSpec, PodConfig, PodMeta};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The names that clients know: what kubelet's own exporter has for a runtime that cAdvisor supports. `-` marks those
-/// that need cgroup v2.
+/// The names that clients know: what kubelet's own exporter has for a runtime that cAdvisor supports.
 const KNOWN: &str = "
 blkio_device_usage_total
 cpu_cfs_periods_total cpu_cfs_throttled_periods_total cpu_cfs_throttled_seconds_total
@@ -22,9 +21,9 @@ network_receive_bytes_total network_receive_errors_total network_receive_packets
 network_receive_packets_total network_transmit_bytes_total network_transmit_errors_total
 network_transmit_packets_dropped_total network_transmit_packets_total
 oom_events_total
--pressure_cpu_stalled_seconds_total -pressure_cpu_waiting_seconds_total
--pressure_io_stalled_seconds_total -pressure_io_waiting_seconds_total
--pressure_memory_stalled_seconds_total -pressure_memory_waiting_seconds_total
+pressure_cpu_stalled_seconds_total pressure_cpu_waiting_seconds_total
+pressure_io_stalled_seconds_total pressure_io_waiting_seconds_total
+pressure_memory_stalled_seconds_total pressure_memory_waiting_seconds_total
 processes sockets
 spec_cpu_period spec_cpu_quota spec_cpu_shares
 spec_memory_limit_bytes spec_memory_reservation_limit_bytes spec_memory_swap_limit_bytes
@@ -66,11 +65,7 @@ fn the_descriptors_are_the_known_ones() {
     assert_eq!(known().len(), 56);
     let here: BTreeSet<&str> = ALL.iter().map(|family| family.name).collect();
     assert_eq!(here.len(), ALL.len(), "a name is used twice");
-    let expected: BTreeSet<String> = known()
-        .into_iter()
-        .filter(|name| !name.starts_with('-'))
-        .map(|name| format!("container_{name}"))
-        .collect();
+    let expected: BTreeSet<String> = known().into_iter().map(|name| format!("container_{name}")).collect();
     assert_eq!(here, expected.iter().map(String::as_str).collect());
     for family in ALL {
         let short = family.name.trim_start_matches("container_");
@@ -80,16 +75,28 @@ fn the_descriptors_are_the_known_ones() {
         // Counts of what has happened are counters, and only their names may end like this.
         let counts = short.ends_with("_total") && short != "fs_inodes_total" || short == "memory_failcnt";
         assert_eq!(family.kind == cri::MetricType::Counter, counts, "{short}");
-        assert_eq!(family.needs == Needs::HugePages, short.starts_with("hugetlb_"), "{short}");
+        let needs = match short {
+            "hugetlb_max_usage_bytes" => Needs::PeakOfHugePages,
+            _ if short.starts_with("hugetlb_") => Needs::HugePages,
+            _ if short.starts_with("pressure_") => Needs::Pressure,
+            _ => Needs::Nothing,
+        };
+        assert_eq!(family.needs, needs, "{short}");
     }
+}
+
+/// Pressure with these seconds.
+fn psi(some: u64, full: u64) -> Option<Psi> {
+    let line = |seconds| PsiData { total: seconds * 1_000_000_000 + 999_999_999, ..PsiData::default() };
+    Some(Psi { some: line(some), full: line(full) })
 }
 
 fn group() -> Group {
     Group {
         cpu: Cpu {
             usage: 3_999_999_999,
-            user: Some(250),
-            system: Some(149),
+            user: Some(2_500_000_000),
+            system: Some(1_490_000_000),
             shares: Some(512),
             period: Some(100_000),
             quota: Some(20_000),
@@ -121,6 +128,7 @@ fn group() -> Group {
         huge_pages: vec![HugePages { size: "2MB".to_owned(), usage: 2 << 20, max_usage: Some(4 << 20) }],
         tasks: Some(5),
         task_limit: Some(0),
+        pressure: Pressure { cpu: psi(12, 11), memory: psi(14, 13), io: psi(16, 15) },
     }
 }
 
@@ -230,6 +238,10 @@ fn every_metric_has_a_sample_of_its_form() {
         ("ulimits_soft{max_open_files}", 1024),
         ("threads{}", 5),
         ("processes{}", 3),
+        ("pressure_cpu_waiting_seconds_total{}", 12),
+        ("pressure_cpu_stalled_seconds_total{}", 11),
+        ("pressure_io_waiting_seconds_total{}", 16),
+        ("pressure_io_stalled_seconds_total{}", 15),
     ] {
         assert_eq!(container.get(name), Some(&value), "{name}");
     }
@@ -239,6 +251,8 @@ fn every_metric_has_a_sample_of_its_form() {
         ("network_transmit_errors_total{eth0}", 7),
         ("memory_working_set_bytes{}", 900),
         ("hugetlb_max_usage_bytes{2MB}", 4 << 20),
+        ("pressure_memory_waiting_seconds_total{}", 14),
+        ("pressure_memory_stalled_seconds_total{}", 13),
     ] {
         assert_eq!(pod.get(name), Some(&value), "{name}");
     }
@@ -255,15 +269,20 @@ fn what_does_not_exist_has_no_sample() {
     group.cpu.quota = None;
     (group.memory.kernel, group.memory.swap, group.tasks) = (None, None, None);
     (group.io, group.huge_pages) = (Vec::new(), Vec::new());
+    group.pressure.cpu = None;
     let mut reading = reading(&group, true);
     (reading.group, reading.network) = (None, None);
     let made = samples::pod(&reading, None, 42);
     assert_eq!(names(&shown(&made.metrics)), ["last_seen", "start_time_seconds"].map(str::to_owned).into());
     let container = shown(&made.container_metrics[0].metrics);
     let of_quota = ["cpu_cfs_periods_total", "cpu_cfs_throttled_periods_total", "spec_cpu_quota"];
-    for name in
-        of_quota.into_iter().chain(["memory_kernel_usage", "threads", "fs_usage_bytes", "fs_limit_bytes"])
-    {
+    for name in of_quota.into_iter().chain([
+        "memory_kernel_usage",
+        "threads",
+        "fs_usage_bytes",
+        "fs_limit_bytes",
+        "pressure_cpu_waiting_seconds_total",
+    ]) {
         assert!(!names(&container).contains(name), "{name}");
     }
     assert_eq!(container.get("memory_swap{}"), Some(&0));

@@ -1,3 +1,5 @@
+mod recorded;
+
 use super::*;
 use crate::cgroups::Limits;
 use model::PodId;
@@ -25,38 +27,41 @@ fn privileged_a_cgroup_is_read() {
     let cgroups = Cgroups::detect().unwrap();
     let (_room, root) = room(&cgroups, "group");
     let path = format!("{root}/{}", PodId::from_random([0x5e; 32]));
-    let write = |controller: &str, file: &str, value: &str| spec::resources::Write {
-        controller: controller.to_owned(),
-        file: file.to_owned(),
-        value: value.to_owned(),
+    let resources = model::Resources {
+        cpu_period: 50_000,
+        cpu_quota: 10_000,
+        cpu_shares: 512,
+        memory_limit: 64 << 20,
+        ..model::Resources::default()
+    };
+    let mut limits = cgroups.limits(&path, &resources, Vec::new()).unwrap();
+    limits.writes.push(spec::resources::Write {
+        controller: "pids".to_owned(),
+        file: "pids.max".to_owned(),
+        value: "99".to_owned(),
         field: String::new(),
         optional: false,
-    };
-    let limits = Limits {
-        writes: vec![
-            write("cpu", "cpu.cfs_period_us", "50000"),
-            write("cpu", "cpu.cfs_quota_us", "10000"),
-            write("cpu", "cpu.shares", "512"),
-            write("memory", "memory.limit_in_bytes", "67108864"),
-            write("pids", "pids.max", "99"),
-        ],
-        devices: Vec::new(),
-    };
+    });
     cgroups.create_leaf(&path, &limits).unwrap();
     let reader = Reader::new(cgroups.clone());
     let group = reader.group(&path).unwrap();
+    // 512 shares are a weight of 20, which stands for 500 to 513 of them.
+    let shares = if reader.version == Version::V1 { 512 } else { 500 };
     assert_eq!(
         (group.cpu.period, group.cpu.quota, group.cpu.shares),
-        (Some(50_000), Some(10_000), Some(512))
+        (Some(50_000), Some(10_000), Some(shares))
     );
     assert_eq!((group.cpu.usage, group.cpu.user, group.cpu.system), (0, Some(0), Some(0)));
     assert_eq!(group.cpu.throttling.throttled, Some(0));
     assert_eq!((group.memory.limit, group.memory.oom_kills), (Some(64 << 20), Some(0)));
-    assert!(group.memory.soft_limit.is_none() && group.memory.usage >= group.memory.working_set);
+    assert_eq!(group.memory.soft_limit.unwrap_or(0), 0);
+    assert!(group.memory.usage >= group.memory.working_set);
     for value in [group.memory.rss, group.memory.cache, group.memory.kernel, group.memory.faults[1]] {
         assert!(value.is_some(), "{:?}", group.memory);
     }
     assert_eq!((group.tasks, group.task_limit), (Some(0), Some(99)));
+    assert_eq!(group.pressure.cpu.is_some(), reader.has_pressure());
+    assert_eq!(group.huge_pages.is_empty(), !reader.has_huge_pages());
     let none = Processes { count: 0, descriptors: Some(0), sockets: Some(0), open_files: None };
     assert_eq!(reader.processes(&path, 1, &mut Budget::default()).unwrap(), none);
     cgroups.remove(&root).unwrap();

@@ -1,5 +1,7 @@
 //! Metrics of pods and containers through CRI, compared with the cgroup files and /proc.
 
+mod measured;
+
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,7 +19,7 @@ use crate::wait::{self, secs};
 use crate::{cgroup, proc};
 
 pub(super) fn tests() -> Vec<Test> {
-    vec![
+    let here = vec![
         test!(every_metric_has_a_value_right_after_the_start).ours(),
         test!(values_equal_the_cgroup_files_and_proc).ours(),
         test!(network_of_the_pod).ours(),
@@ -25,7 +27,8 @@ pub(super) fn tests() -> Vec<Test> {
         test!(oom_kills_are_counted_to_the_end).ours(),
         test!(metrics_survive_a_restart).own(),
         test!(streamed_metrics_are_the_listed_ones).ours(),
-    ]
+    ];
+    [here, measured::tests()].concat()
 }
 
 /// A container with a limit of each kind.
