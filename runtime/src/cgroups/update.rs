@@ -91,12 +91,8 @@ impl Cgroups {
         let steps = plan::steps(targets.iter().map(|target| &target.change));
         let target = |step: &Step| targets.get(step.change);
         let done = plan::perform(&steps, |step, value| match target(step) {
-            Some(target) => {
-                if target.write.file == "memory.max" {
-                    v2::reclaim(&target.file, value)?;
-                }
-                put(&target.file, value)
-            }
+            Some(target) if self.version == Version::V2 => v2::set(&target.file, &target.write.file, value),
+            Some(target) => put(&target.file, value),
             None => Err(io::Error::other("bug in copepod: a step of no change")),
         });
         let Err(failed) = done else { return Ok(skipped) };

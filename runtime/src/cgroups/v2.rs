@@ -101,9 +101,24 @@ pub(super) fn devices(folder: BorrowedFd<'_>, path: &Path, rules: &[DeviceRule])
     attached.map_err(|source| Error::Devices { path: path.to_owned(), source })
 }
 
+/// Writes the file of this name in a cgroup that has processes.
+pub(super) fn set(file: &Path, name: &str, value: &str) -> io::Result<()> {
+    if name == "memory.max" {
+        reclaim(file, value)?;
+    }
+    match put(file, value) {
+        // A cpuset with processes cannot become empty again, which stands for that of the cgroup above. So it gets that.
+        Err(error) if value.is_empty() && Errno::from_io_error(&error) == Some(Errno::NOSPC) => {
+            let above = file.parent().and_then(Path::parent).ok_or(error)?;
+            put(file, fs::read_to_string(above.join(format!("{name}.effective")))?.trim_end())
+        }
+        written => written,
+    }
+}
+
 /// Makes room for a lower `memory.max`: the kernel would kill processes if it cannot reclaim enough. Fails with EBUSY
 /// then, as v1's limit does.
-pub(super) fn reclaim(limit: &Path, value: &str) -> io::Result<()> {
+fn reclaim(limit: &Path, value: &str) -> io::Result<()> {
     let Ok(wanted) = value.parse::<u64>() else { return Ok(()) };
     let used = || -> io::Result<u64> {
         let text = fs::read_to_string(limit.with_file_name("memory.current"))?;

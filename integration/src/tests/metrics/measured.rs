@@ -68,7 +68,9 @@ async fn io_of_the_container(cx: Context) -> Result<()> {
             .map(|sample| {
                 let label = |key| sample.labels.get(key).cloned().with_context(|| format!("no {key}"));
                 let [major, minor, operation] = labels;
-                Ok(([label(major)?, label(minor)?, label(operation)?], sample.value as u64))
+                // CRI's values are whole numbers.
+                let value = sample.value.to_string().parse()?;
+                Ok(([label(major)?, label(minor)?, label(operation)?], value))
             })
             .collect();
         ensure!(found? == before, "I/O is {of_container:?}, the kernel says {before:?}");

@@ -203,6 +203,7 @@ fn names(shown: &BTreeMap<String, u64>) -> BTreeSet<String> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn every_metric_has_a_sample_of_its_form() {
     let made = samples::pod(&reading(&group(), true), Some(&filesystem()), 42);
     let (pod, container) = (shown(&made.metrics), shown(&made.container_metrics[0].metrics));
