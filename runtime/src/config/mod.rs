@@ -57,6 +57,9 @@ pub(crate) struct Config {
     /// Where volumes are looked up.
     #[serde(deserialize_with = "values::word")]
     pub mount_namespace: MountNamespace,
+    /// Who makes the cgroups of pods.
+    #[serde(deserialize_with = "values::word")]
+    pub cgroup_driver: CgroupDriver,
     /// What is logged and how.
     pub log: Log,
     /// The two programs that the daemon starts.
@@ -98,6 +101,22 @@ impl MountNamespace {
     }
 }
 
+/// Who makes the cgroups of pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CgroupDriver {
+    /// systemd where it can be used, or else copepod.
+    Auto,
+    /// systemd makes a scope for each pod.
+    Systemd,
+    /// copepod makes folders.
+    Cgroupfs,
+}
+
+impl Word for CgroupDriver {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("systemd", Self::Systemd), ("cgroupfs", Self::Cgroupfs)];
+}
+
 /// Displays a value by its word in the configuration.
 macro_rules! displayed_by_word {
     ($($name:ty),*) => {$(
@@ -109,7 +128,7 @@ macro_rules! displayed_by_word {
     )*};
 }
 
-displayed_by_word!(MountNamespace, LogLevel, LogFormat);
+displayed_by_word!(CgroupDriver, MountNamespace, LogLevel, LogFormat);
 
 /// What is logged and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -33,6 +33,7 @@ mod recorder;
 mod registry;
 mod resources;
 mod run;
+mod scope;
 mod stop;
 mod streams;
 mod supervisor;

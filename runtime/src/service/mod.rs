@@ -25,6 +25,7 @@ mod streams;
 #[cfg(test)]
 mod tests;
 
+use crate::cgroups;
 use crate::config::Config;
 use crate::node::Node;
 use crate::operations::{Call, TraceId};
@@ -64,6 +65,8 @@ pub(crate) struct Backend {
     pub(crate) metrics: Arc<Metrics>,
     /// Issues the URLs of exec, attach and port-forward.
     pub(crate) urls: Urls,
+    /// Who makes the cgroups of new pods.
+    pub(crate) cgroup_driver: cgroups::Driver,
     /// Configuration, for verbose status.
     pub(crate) config: watch::Receiver<Arc<Config>>,
 }

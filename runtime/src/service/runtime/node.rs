@@ -15,10 +15,11 @@ pub(super) async fn status(
     host: Host,
     cri::StatusRequest { verbose }: cri::StatusRequest,
 ) -> Result<cri::StatusResponse, Failure> {
-    let Backend { cni, config, root, user_namespaces, .. } = backend;
+    let Backend { cni, config, root, user_namespaces, cgroup_driver, .. } = backend;
     let measured = health::Features {
         user_namespaces: user_namespaces.problem(),
         recursive_read_only: host.recursive_read_only,
+        cgroup_driver: *cgroup_driver,
     };
     let verbose = verbose.then(operations::under_way);
     let root = root.problem();
@@ -26,8 +27,11 @@ pub(super) async fn status(
 }
 
 /// RuntimeConfig.
-pub(super) async fn config(_: cri::RuntimeConfigRequest) -> Result<cri::RuntimeConfigResponse, Failure> {
-    Ok(health::runtime_config())
+pub(super) async fn config(
+    backend: &Backend,
+    _: cri::RuntimeConfigRequest,
+) -> Result<cri::RuntimeConfigResponse, Failure> {
+    Ok(health::runtime_config(backend.cgroup_driver))
 }
 
 /// UpdateRuntimeConfig.
