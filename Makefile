@@ -15,7 +15,7 @@ PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static
 	containernetworking-plugins runc iproute2 iptables procps util-linux nginx-light openssl \
 	golang-github-containers-common curl jq mount e2fsprogs python3-venv
 
-.PHONY: help deps build daemon shim pause harness grpcio clientgo test unit model integration fuzz test-node kubelet test-kubectl cluster conformance critest bench run lint fmt deny doc clean
+.PHONY: help deps build daemon shim pause deb harness grpcio clientgo test unit model integration fuzz test-node kubelet test-kubectl cluster conformance critest bench run lint fmt deny doc clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,18 @@ pause: | $(BIN) ## Build pause (no std, static) and check that it has less than 
 	cargo build --locked --profile tiny -p pause
 	install -m 0755 $(TARGET)/tiny/pause $(BIN)/pause
 	@size=$$(stat -c %s $(BIN)/pause); [ $$size -lt 4096 ] || { echo "pause has $$size bytes, the limit is 4095"; exit 1; }
+
+# Its lock file pins the crates of cargo-deb; xz-utils compresses.
+CARGO_DEB_VERSION := 3.8.0
+CARGO_DEB := $(TARGET)/tools/bin/cargo-deb
+# Of the package: the upstream version, and Debian's revision.
+DEB_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)-1
+
+deb: build ## Build the Debian package into target/debian; installs cargo-deb below target; DEB_VERSION=version
+	@[ "$$($(CARGO_DEB) --version 2>/dev/null || true)" = $(CARGO_DEB_VERSION) ] || \
+		cargo install --quiet --locked --root $(TARGET)/tools --no-default-features cargo-deb@$(CARGO_DEB_VERSION)
+	packaging/deb/stage $(BIN) $(TARGET)/release/package
+	$(CARGO_DEB) --no-build --no-strip --no-dbgsym --locked --package runtime --deb-version $(DEB_VERSION) --output $(TARGET)/debian/
 
 $(BIN):
 	@mkdir -p $@

@@ -24,63 +24,87 @@ const REFUSED: &[u8] = b"WebSocket was refused\n";
 /// Time limit of one step.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// How a protocol tells its client the exit code of a process.
+/// The form in which a protocol sends the exit code of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Told {
+pub(crate) enum ExitCodeForm {
     /// As a number.
     Number,
     /// In a text for people.
     Text,
-    /// Not at all: the client of version 1 would drop the output that it has not read yet.
-    Nothing,
+    /// Not sent: the client of version 1 would drop the output that it has not read yet.
+    Missing,
 }
 
-/// A way of streaming, with what its protocol can do.
+/// A transport and a protocol of exec and attach, with what they can do.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Way {
+pub(crate) struct Variant {
     /// spdy, websocket or fallback.
     transport: &'static str,
-    /// The only protocol to offer; client-go's own choice if empty.
+    /// The only protocol that the client offers; empty: those that client-go offers by itself.
     protocol: &'static str,
-    /// A client's end of input reaches the process.
+    /// Whether the client can end the process's standard input.
     pub(crate) ends_input: bool,
-    /// How the client learns an exit code other than 0.
-    pub(crate) code: Told,
-    /// A terminal's size can be set.
+    /// How an exit code other than 0 is sent.
+    pub(crate) exit_code: ExitCodeForm,
+    /// Whether the client can set the size of a terminal.
     pub(crate) sizes: bool,
 }
 
-/// All ways in which client-go can stream. By itself it chooses version 5 for WebSocket and version 4 for SPDY.
-pub(crate) const WAYS: [Way; 7] = [
-    Way { transport: "spdy", protocol: "", ends_input: true, code: Told::Number, sizes: true },
-    Way { transport: "websocket", protocol: "", ends_input: true, code: Told::Number, sizes: true },
-    Way { transport: "fallback", protocol: "", ends_input: true, code: Told::Number, sizes: true },
-    Way {
+/// All that client-go has. Left alone, it chooses version 5 for WebSocket and version 4 for SPDY.
+pub(crate) const VARIANTS: [Variant; 7] = [
+    Variant {
+        transport: "spdy",
+        protocol: "",
+        ends_input: true,
+        exit_code: ExitCodeForm::Number,
+        sizes: true,
+    },
+    Variant {
+        transport: "websocket",
+        protocol: "",
+        ends_input: true,
+        exit_code: ExitCodeForm::Number,
+        sizes: true,
+    },
+    Variant {
+        transport: "fallback",
+        protocol: "",
+        ends_input: true,
+        exit_code: ExitCodeForm::Number,
+        sizes: true,
+    },
+    Variant {
         transport: "websocket",
         protocol: "v4.channel.k8s.io",
         ends_input: false,
-        code: Told::Number,
+        exit_code: ExitCodeForm::Number,
         sizes: true,
     },
-    Way { transport: "spdy", protocol: "v3.channel.k8s.io", ends_input: true, code: Told::Text, sizes: true },
-    Way {
+    Variant {
+        transport: "spdy",
+        protocol: "v3.channel.k8s.io",
+        ends_input: true,
+        exit_code: ExitCodeForm::Text,
+        sizes: true,
+    },
+    Variant {
         transport: "spdy",
         protocol: "v2.channel.k8s.io",
         ends_input: true,
-        code: Told::Text,
+        exit_code: ExitCodeForm::Text,
         sizes: false,
     },
-    Way {
+    Variant {
         transport: "spdy",
         protocol: "channel.k8s.io",
         ends_input: false,
-        code: Told::Nothing,
+        exit_code: ExitCodeForm::Missing,
         sizes: false,
     },
 ];
 
 /// The three that kubectl and crictl use.
-pub(crate) const USUAL: [Way; 3] = [WAYS[0], WAYS[1], WAYS[2]];
+pub(crate) const USUAL: [Variant; 3] = [VARIANTS[0], VARIANTS[1], VARIANTS[2]];
 
 /// How a session ended.
 #[derive(Debug)]
@@ -124,10 +148,18 @@ fn program(bin: &Path) -> Result<PathBuf> {
 
 impl Session {
     /// Starts client-go with a URL that was issued for these streams.
-    pub(crate) fn start(bin: &Path, way: Way, url: &str, streams: Streams) -> Result<Self> {
+    pub(crate) fn start(bin: &Path, variant: Variant, url: &str, streams: Streams) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let mut command = Command::new(program(bin)?);
-        command.args(["remote", "--url", url, "--transport", way.transport, "--protocol", way.protocol]);
+        command.args([
+            "remote",
+            "--url",
+            url,
+            "--transport",
+            variant.transport,
+            "--protocol",
+            variant.protocol,
+        ]);
         command.arg("--result").arg(dir.path().join("result"));
         let flags = [
             ("--stdin", streams.stdin),
@@ -137,7 +169,7 @@ impl Session {
         ];
         command.args(flags.iter().filter(|(_, on)| *on).map(|(flag, _)| flag));
         let mut sizes = None;
-        if streams.tty && way.sizes {
+        if streams.tty && variant.sizes {
             let fifo = dir.path().join("sizes");
             crate::isolation::command("mkfifo", &[&fifo.display().to_string()])?;
             // Also for reading, so that it can be opened, and written to, before client-go has it open.
@@ -153,7 +185,7 @@ impl Session {
             errors.read_to_end(&mut bytes).await?;
             Ok(bytes)
         });
-        let falls_back = way.transport == "fallback";
+        let falls_back = variant.transport == "fallback";
         Ok(Self { child, stdin, stdout, received: Vec::new(), stderr, sizes, dir, falls_back })
     }
 
@@ -240,9 +272,9 @@ pub(crate) struct Forwarder {
 
 impl Forwarder {
     /// Starts client-go with a URL of PortForward.
-    pub(crate) async fn start(bin: &Path, way: Way, url: &str, port: u16) -> Result<Self> {
+    pub(crate) async fn start(bin: &Path, variant: Variant, url: &str, port: u16) -> Result<Self> {
         let mut child = Command::new(program(bin)?)
-            .args(["forward", "--url", url, "--transport", way.transport, "--port", &port.to_string()])
+            .args(["forward", "--url", url, "--transport", variant.transport, "--port", &port.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -279,9 +311,15 @@ impl Forwarder {
 
 /// One connection to a port through client-go's streams, each direction of which ends by itself. Returns what the port sent; fails
 /// if the error stream has something.
-pub(crate) async fn connection(bin: &Path, way: Way, url: &str, port: u16, sent: Vec<u8>) -> Result<Vec<u8>> {
+pub(crate) async fn connection(
+    bin: &Path,
+    variant: Variant,
+    url: &str,
+    port: u16,
+    sent: Vec<u8>,
+) -> Result<Vec<u8>> {
     let mut child = Command::new(program(bin)?)
-        .args(["connect", "--url", url, "--transport", way.transport, "--port", &port.to_string()])
+        .args(["connect", "--url", url, "--transport", variant.transport, "--port", &port.to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -105,6 +105,10 @@ fn prepare() -> Result<()> {
     command("mount", &["-t", "sysfs", "sysfs", "/sys"])?;
     command("mount", &["--rbind", "/run/cgroup", "/sys/fs/cgroup"])?;
     command("umount", &["--recursive", "/run/cgroup"])?;
+    // Where AppArmor shows its profiles.
+    if Path::new("/sys/kernel/security").is_dir() {
+        command("mount", &["-t", "securityfs", "securityfs", "/sys/kernel/security"])?;
+    }
     command("mount", &["--make-rshared", "/"])?;
     if Path::new("/sys/fs/bpf").is_dir() {
         command("mount", &["-t", "bpf", "bpf", "/sys/fs/bpf"])?;

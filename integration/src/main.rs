@@ -1,8 +1,9 @@
 //! Black-box tests of copepod: they start the built binaries, call CRI, and check the results from outside.
 //! `integration test` runs the tests, `node-test` runs the real kubelet on copepod, `kubectl-test` kubectl in a cluster of
-//! one such node, `conformance` runs critest, `demo` is `make run`, and `bench` measures. Everything runs in private
+//! one such node, `conformance` runs critest, `demo` is `make run`, and `bench` measures. These run in private
 //! namespaces ([`isolation`]), so that neither a failed test nor
-//! an interrupted run leaves a process, mount, interface or firewall rule behind.
+//! an interrupted run leaves a process, mount, interface or firewall rule behind. `package-test` installs the Debian package
+//! on the machine itself.
 
 mod bench;
 mod census;
@@ -30,6 +31,7 @@ mod logfile;
 mod metrics;
 mod node;
 mod node_test;
+mod package_test;
 mod proc;
 mod record;
 mod registry;
@@ -147,6 +149,15 @@ enum Command {
         #[arg(long)]
         bin_dir: PathBuf,
     },
+    /// Install, upgrade and purge the Debian package on this machine, which should be a virtual one.
+    PackageTest {
+        /// The package (`make deb`).
+        #[arg(long)]
+        old: PathBuf,
+        /// Another one with a higher version (`make deb DEB_VERSION=9-1`).
+        #[arg(long)]
+        new: PathBuf,
+    },
     /// Internal: sends every UDP datagram that it receives on a port back.
     #[command(hide = true)]
     UdpEcho {
@@ -191,6 +202,7 @@ fn main() -> ExitCode {
 }
 
 /// `Ok(false)` means that tests failed; an error means that they could not be run.
+#[expect(clippy::too_many_lines, reason = "every command is named once")]
 fn run() -> Result<bool> {
     let command = Cli::parse().command;
     if let Command::Init { args } = &command {
@@ -209,10 +221,15 @@ fn run() -> Result<bool> {
         runner::list(tests::all(), filter.as_deref());
         return Ok(true);
     }
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().enable_all().build().context("tokio runtime");
+    if let Command::PackageTest { old, new } = &command {
+        return runtime()?.block_on(package_test::run(&package_test::Packages { old, new }));
+    }
     if !isolation::inside() {
         return isolation::enter();
     }
-    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("tokio runtime")?;
+    let tokio = runtime()?;
     let outcome = tokio.block_on(async {
         match command {
             Command::Test { bin_dir, filter, endpoint, certs, .. } => {
@@ -233,7 +250,8 @@ fn run() -> Result<bool> {
                 conformance::run(&bin_dir, &critest, seed, &reports).await
             }
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,
-            Command::Init { .. }
+            Command::PackageTest { .. }
+            | Command::Init { .. }
             | Command::UdpEcho { .. }
             | Command::TcpEcho { .. }
             | Command::TcpBulk { .. } => Ok(true),

@@ -136,6 +136,8 @@ impl PodExt for api::PodSandboxConfig {
 pub(crate) trait ContainerExt: Sized {
     /// The security context, created if missing.
     fn security(&mut self) -> &mut api::LinuxContainerSecurityContext;
+    /// Not confined by AppArmor, on hosts that have it: for what its default profile forbids, such as mounts and tracing.
+    fn without_apparmor(self) -> Self;
     /// The resources, created if missing.
     fn resources(&mut self) -> &mut api::LinuxContainerResources;
     /// Uses the pod's namespace options, which its containers must repeat.
@@ -155,6 +157,10 @@ pub(crate) trait ContainerExt: Sized {
 impl ContainerExt for api::ContainerConfig {
     fn security(&mut self) -> &mut api::LinuxContainerSecurityContext {
         self.linux.get_or_insert_default().security_context.get_or_insert_default()
+    }
+    fn without_apparmor(mut self) -> Self {
+        self.security().apparmor = seccomp(api::security_profile::ProfileType::Unconfined, "");
+        self
     }
     fn resources(&mut self) -> &mut api::LinuxContainerResources {
         self.linux.get_or_insert_default().resources.get_or_insert_default()

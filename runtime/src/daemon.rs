@@ -1,8 +1,10 @@
 //! Start and stop of the daemon, and the order in which its parts are created.
 
+use crate::apparmor::{AppArmor, Support};
 use crate::cgroups::{self, Cgroups};
-use crate::config::{Arguments, Config, MissingBinary};
+use crate::config::{Arguments, Config, MissingBinary, Switch};
 use crate::node::{Node, NodeOptions};
+use crate::notify::ServiceManager;
 use crate::reload::{Hangups, Reloader};
 use crate::root::Root;
 use crate::seccomp::Compiler;
@@ -10,7 +12,7 @@ use crate::service::{self, Backend, Metrics, Socket, StatsCache};
 use crate::shutdown::Shutdown;
 use crate::stats::StatsReader;
 use crate::user_namespaces::UserNamespaces;
-use crate::{cni_watch, lanes, memory, telemetry};
+use crate::{cni_watch, lanes, memory, telemetry, watchdog};
 use image::ImageStore;
 use network::{Cni, CniConfig};
 use state::Layout;
@@ -143,12 +145,14 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let failed = |source| Error::Process { doing: "catch signals", source };
     let hangups = Hangups::catch().map_err(failed)?;
     let stopping = Shutdown::on_signals().map_err(failed)?;
+    let manager = ServiceManager::from_environment();
     let config = Arc::new(config);
-    let Prerequisites { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary } = blocking({
-        let config = Arc::clone(&config);
-        move || check_prerequisites(&config)
-    })
-    .await?;
+    let Prerequisites { layout, lock, boot_id, images, cgroups, apparmor, shim_binary, pause_binary } =
+        blocking({
+            let config = Arc::clone(&config);
+            move || check_prerequisites(&config)
+        })
+        .await?;
     let cni = Cni::new(CniConfig {
         conf_dir: config.network.conf_dir.clone(),
         bin_dirs: config.network.bin_dirs.clone(),
@@ -166,6 +170,11 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         let (measured, shim, images) = (user_namespaces.clone(), shim_binary.clone(), images.root());
         async move { measured.measure(shim, images).await }
     });
+    let apparmor = AppArmor::new(apparmor);
+    let confining = tokio::spawn({
+        let apparmor = apparmor.clone();
+        async move { apparmor.start().await }
+    });
     let stats = Arc::new(StatsCache::new(StatsReader::new(cgroups.clone()), layout.clone()));
     let cgroup_driver = cgroups.driver();
     let metrics = Arc::new(Metrics::new(cgroups.clone(), Arc::clone(&stats), &layout));
@@ -177,6 +186,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         cni: cni.clone(),
         cgroups,
         compiler: Arc::new(Compiler::new()),
+        apparmor: apparmor.clone(),
         shim_binary,
         pause_binary,
         mount_namespace: config.mount_namespace.path().into(),
@@ -187,13 +197,20 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let streaming = Server::bind(streaming_options(&config)).await?;
     let urls = streaming.urls();
     let (sender, receiver) = watch::channel(Arc::clone(&config));
-    let reloader = Reloader { arguments, config: sender, cni: cni.clone(), images: images.clone() };
+    let reloader = Reloader {
+        arguments,
+        config: sender,
+        cni: cni.clone(),
+        images: images.clone(),
+        manager: manager.clone(),
+    };
     let backend = Backend {
         node: node.clone(),
         images,
         cni: cni.clone(),
         root: root.clone(),
         user_namespaces,
+        apparmor,
         stats,
         metrics,
         urls,
@@ -207,6 +224,8 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     .await?;
     // It has a time limit. The first Status must be right: kubelet refuses pods by it.
     drop(measuring.await);
+    // It has a time limit too.
+    drop(confining.await);
     let conf_dir = config.network.conf_dir.clone();
     let watching = tokio::spawn(cni_watch::follow(conf_dir, move || {
         let cni = cni.clone();
@@ -217,13 +236,15 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let sampling = tokio::spawn(service::sample_stats(Arc::clone(&backend.stats), node.clone()));
     let reloading = tokio::spawn(reloader.run(hangups));
     let streaming = tokio::spawn(streaming.serve(stopping.clone().wait()));
-    ready(&config);
+    ready(&config, &manager).await;
+    let managed = tokio::spawn(managed(manager, Arc::clone(&config), stopping.clone()));
     let served = service::serve(socket, backend, stopping).await;
     match &served {
         // It stops by the same signal, and tells its clients.
         Ok(()) => drop(streaming.await),
         Err(_) => streaming.abort(),
     }
+    managed.abort();
     reloading.abort();
     watching.abort();
     trimming.abort();
@@ -248,6 +269,7 @@ struct Prerequisites {
     boot_id: String,
     images: ImageStore,
     cgroups: Cgroups,
+    apparmor: Support,
     shim_binary: PathBuf,
     pause_binary: PathBuf,
 }
@@ -267,7 +289,8 @@ fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
     options.parallel_layers = config.image.max_parallel_downloads;
     let images = ImageStore::open(options)?;
-    Ok(Prerequisites { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary })
+    let apparmor = Support::detect(config.apparmor == Switch::Auto);
+    Ok(Prerequisites { layout, lock, boot_id, images, cgroups, apparmor, shim_binary, pause_binary })
 }
 
 /// Runs a blocking step of the start. There is no time limit: nothing can be served before it ends. If a disk hangs, the
@@ -294,9 +317,22 @@ async fn reload_cni(cni: &Cni) {
 }
 
 /// Tells the service manager, if there is one, that the daemon is ready.
-fn ready(config: &Config) {
-    tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "ready");
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        tracing::warn!(%error, "cannot tell the service manager that the daemon is ready");
+async fn ready(config: &Config, manager: &ServiceManager) {
+    let socket = config.socket.display();
+    tracing::info!(%socket, version = env!("CARGO_PKG_VERSION"), "ready");
+    manager.ready(&format!("Serving {socket}")).await;
+}
+
+/// Feeds the service manager's watchdog, if there is one, until the daemon stops, and tells that it stops.
+async fn managed(manager: ServiceManager, config: Arc<Config>, stopping: Shutdown) {
+    let feeding = async {
+        match watchdog::period() {
+            Some(period) => watchdog::run(&manager, period, &config.socket).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = feeding => {}
+        () = stopping.wait() => manager.stopping().await,
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! | lane | work | can hang on |
 //! | --- | --- | --- |
-//! | exec | plan and pipes of an exec; compiling RuntimeDefault | nothing: memory only |
+//! | exec | plan and pipes of an exec; compiling RuntimeDefault; the list of AppArmor profiles | nothing: memory only |
 //! | kill | finding, signalling and killing processes; exit files; starting and removing shims; pause's cgroup and plan; removing cgroups; network namespace pins and sysctls | processes in D state, for a bounded time |
-//! | records | durable records and a pod's own files; checks of the durable folders; the cgroup of a container that is created or removed, in one piece of work with its files; what `restore` removes with a shim or a pod that has no record; the steps of the daemon's start | the disk of `root` |
+//! | records | durable records and a pod's own files; checks of the durable folders; the cgroup of a container that is created or removed, in one piece of work with its files; what `restore` removes with a shim or a pod that has no record; the steps of the daemon's start; starting apparmor_parser | the disk of `root` |
 //! | foreign | paths in requests: seccomp profiles, device nodes; limits of a container that change, as the kernel writes reclaimed memory to its files; the configuration; the CNI folder | any file system of the node |
 //! | metrics | cgroup files, descriptors of processes and counters of pods' interfaces, for ListPodSandboxMetrics: one call at a time | nothing |
 //! | systemd | scopes of new pods | systemd and the message bus, for a bounded time |

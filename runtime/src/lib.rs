@@ -1,5 +1,7 @@
 //! The daemon: connects the CRI services, pods, shims, images and networks. See ARCHITECTURE.md.
 
+mod apparmor;
+mod attempt;
 mod cgroups;
 pub mod cli;
 mod clock;
@@ -14,6 +16,7 @@ mod lanes;
 mod memory;
 mod netns;
 mod node;
+mod notify;
 mod operations;
 mod pod;
 mod reload;
@@ -26,5 +29,6 @@ mod shutdown;
 mod stats;
 mod telemetry;
 mod user_namespaces;
+mod watchdog;
 
 pub(crate) use daemon::{Error, run};

@@ -3,6 +3,7 @@
 //! A reload applies everything or nothing: after any error the daemon keeps the old configuration and logs the reasons.
 
 use crate::config::{Arguments, Config, Error, Reloaded};
+use crate::notify::ServiceManager;
 use crate::{lanes, memory, telemetry};
 use causes::with_causes;
 use image::ImageStore;
@@ -38,19 +39,27 @@ pub(crate) struct Reloader {
     pub(crate) cni: Cni,
     /// Pulls images.
     pub(crate) images: ImageStore,
+    /// Told when a reload begins and ends.
+    pub(crate) manager: ServiceManager,
 }
 
 impl Reloader {
     /// Reloads after each SIGHUP, once for several that arrive together. Runs until it is dropped.
     pub(crate) async fn run(self, mut hangups: Hangups) {
         while hangups.0.recv().await.is_some() {
-            match self.read().await {
-                Ok(new) => self.apply(&new),
+            self.manager.reloading().await;
+            let status = match self.read().await {
+                Ok(new) => {
+                    self.apply(&new);
+                    "Serving; the configuration was reloaded"
+                }
                 Err(error) => {
                     let problem = "configuration not reloaded, the old one stays in effect";
                     tracing::error!(signal = "SIGHUP", error, "{problem}");
+                    "Serving; the configuration was not reloaded, the reasons are in the log"
                 }
-            }
+            };
+            self.manager.ready(status).await;
             memory::freed();
         }
     }

@@ -2,25 +2,17 @@
 //! the image layers, so it is tried at the start of the daemon, by the shim's binary (`shim::probe`): a process with
 //! threads cannot create a user namespace.
 
+use crate::attempt::{self, Attempt};
 use crate::error::{Error, ErrorKind};
-use crate::lanes;
-use crate::shims::spawn::reap_later;
-use rustix::pipe::{PipeFlags, pipe_with};
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use sys::spawn::{Binary, Child, Program};
-use tokio::io::AsyncReadExt as _;
-use tokio::net::unix::pipe::Receiver;
 
 /// Time limit of the attempt, which takes some milliseconds. A disk that hangs must not keep the daemon from starting.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Maximum length of the reason in bytes.
-const MAX_REASON: u64 = 4096;
 
 /// The result of the attempt; clones share it. Before it is known, user namespaces are not supported.
 #[derive(Debug, Clone, Default)]
@@ -57,10 +49,9 @@ impl UserNamespaces {
 
     /// Tries it and keeps the result. `layers`: the folder of the image layers.
     pub(crate) async fn measure(&self, shim: PathBuf, layers: PathBuf) {
-        let problem = match tokio::time::timeout(LIMIT, attempt(shim, layers)).await {
-            Ok(Ok(problem)) => problem,
-            Ok(Err(error)) => Some(format!("the attempt to use one failed: {error}")),
-            Err(_) => Some(format!("the attempt to use one did not end within {LIMIT:?}")),
+        let problem = match tried(shim, layers).await {
+            Ok(problem) => problem,
+            Err(error) => Some(format!("the attempt to use one failed: {error}")),
         };
         if let Some(problem) = &problem {
             tracing::warn!(problem, "pods of this node cannot have user namespaces");
@@ -71,46 +62,15 @@ impl UserNamespaces {
 }
 
 /// Runs the shim. Returns what does not work.
-async fn attempt(shim: PathBuf, layers: PathBuf) -> io::Result<Option<String>> {
-    let (read_end, write_end) = pipe_with(PipeFlags::CLOEXEC)?;
-    let started = lanes::records().run(move || start(shim, layers, write_end)).await;
-    let guard = Kill(started.map_err(io::Error::other)??);
-    let mut reason = String::new();
-    Receiver::from_owned_fd(read_end)?.take(MAX_REASON).read_to_string(&mut reason).await?;
-    let copy = guard.0.pidfd.try_clone()?;
-    let ended = reap_later(Child { pid: guard.0.pid, pidfd: copy }).await;
-    match (ended, reason.is_empty()) {
-        (Ok(Some(status)), true) if status.exit_status() == Some(0) => Ok(None),
-        (Ok(status), true) => Err(io::Error::other(format!("copepod-shim ended with {status:?}"))),
-        (Err(error), true) => Err(io::Error::other(error)),
-        (_, false) => Ok(Some(reason)),
+async fn tried(shim: PathBuf, layers: PathBuf) -> io::Result<Option<String>> {
+    let layers = CString::new(layers.into_os_string().into_vec()).map_err(io::Error::other)?;
+    let args = vec![CString::new(wire::PROBE_USER_NAMESPACES)?, layers];
+    let ran = attempt::run(Attempt { program: shim, args, input: None, errors: false }, LIMIT).await?;
+    match (ran.output.is_empty(), ran.succeeded()) {
+        (true, true) => Ok(None),
+        (true, false) => Err(io::Error::other(format!("copepod-shim: {}", ran.how()))),
+        (false, _) => Ok(Some(ran.output)),
     }
-}
-
-/// Kills the process when it is given up.
-struct Kill(Child);
-
-impl Drop for Kill {
-    fn drop(&mut self) {
-        // It has usually ended.
-        drop(sys::pidfd::send_signal(self.0.pidfd.as_fd(), 9));
-    }
-}
-
-/// Blocking.
-fn start(shim: PathBuf, layers: PathBuf, output: OwnedFd) -> io::Result<Child> {
-    let text = |path: PathBuf| CString::new(path.into_os_string().into_vec()).map_err(io::Error::other);
-    let path = text(shim)?;
-    let args = [path.clone(), CString::new(wire::PROBE_USER_NAMESPACES)?, text(layers)?];
-    let stderr = io::stderr();
-    sys::spawn::spawn(&Program {
-        binary: Binary::Path(&path),
-        args: &args,
-        env: &[],
-        stdio: [None, Some(output.as_fd()), Some(stderr.as_fd())],
-        fds: &[],
-        cgroup: None,
-    })
 }
 
 #[cfg(test)]

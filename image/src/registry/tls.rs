@@ -3,15 +3,11 @@
 use crate::error::{Error, Result};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-
-/// Maximum size of a PEM file. The system's bundle of all CAs has 220 KB.
-const MAX_PEM: u64 = 4 << 20;
 
 /// How the host's certificate is verified, and the client certificate to present.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,10 +53,9 @@ impl Tls {
             return Ok(verified.with_no_client_auth());
         };
         let key = key.as_ref().unwrap_or(certificate);
-        let chain = CertificateDer::pem_slice_iter(&read(certificate)?)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(Error::configuration(certificate))?;
-        let private = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(Error::configuration(key))?;
+        let chain =
+            certificates::certificates(&read(certificate)?).map_err(Error::configuration(certificate))?;
+        let private = certificates::private_key(&read(key)?).map_err(Error::configuration(key))?;
         verified.with_client_auth_cert(chain, private).map_err(Error::configuration(key))
     }
 
@@ -68,15 +63,9 @@ impl Tls {
     fn roots(&self) -> Result<RootCertStore> {
         let mut roots = system_roots();
         for path in &self.authorities {
-            let mut found = false;
-            for certificate in CertificateDer::pem_slice_iter(&read(path)?) {
-                let certificate = certificate.map_err(Error::configuration(path))?;
+            let found = certificates::certificates(&read(path)?).map_err(Error::configuration(path))?;
+            for certificate in found {
                 roots.add(certificate).map_err(Error::configuration(path))?;
-                found = true;
-            }
-            if !found {
-                let empty = std::io::Error::other("it has no certificate");
-                return Err(Error::configuration(path)(empty));
             }
         }
         Ok(roots)
@@ -84,8 +73,7 @@ impl Tls {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let content = sys::beneath::regular(path).and_then(|file| sys::file::read_capped(file, MAX_PEM));
-    content.map_err(Error::configuration(path))
+    certificates::read(path).map_err(Error::configuration(path))
 }
 
 /// Loaded once: changes of the system's store take effect when the daemon is restarted.

@@ -56,7 +56,7 @@ async fn every_fault_is_reported_with_its_file_and_line(cx: Context) -> Result<(
 }
 
 /// Writes a drop-in file for the node's daemon.
-fn drop_in(cx: &Context, name: &str, text: &str) -> Result<PathBuf> {
+pub(super) fn drop_in(cx: &Context, name: &str, text: &str) -> Result<PathBuf> {
     let folder = cx.node.paths.config.with_file_name("conf.d");
     fs::create_dir_all(&folder)?;
     let path = folder.join(name);

@@ -247,15 +247,12 @@ async fn not_implemented_is_refused(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     for (field, change) in [
         (
-            "apparmor",
+            "selinux_options",
             (|c: &mut api::ContainerConfig| {
-                c.security().apparmor = seccomp(ProfileType::Localhost, "some-profile")
+                c.security().selinux_options =
+                    Some(api::SeLinuxOption { level: String::from("s0:c1,c2"), ..Default::default() })
             }) as fn(&mut api::ContainerConfig),
         ),
-        ("selinux_options", |c| {
-            c.security().selinux_options =
-                Some(api::SeLinuxOption { level: String::from("s0:c1,c2"), ..Default::default() })
-        }),
         ("CDI_devices", |c| c.cdi_devices = vec![api::CdiDevice { name: String::from("vendor/class=one") }]),
         ("unified", |c| c.resources().unified = [(String::from("memory.high"), String::from("1"))].into()),
     ] {

@@ -50,7 +50,7 @@ async fn waiting_init_cannot_be_inspected(cx: Context) -> Result<()> {
 async fn flooded_error_pipe_blocks_neither_start_nor_shim(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
     // A process that may trace it can open its descriptors in any case.
-    let config = cx.sleeper("beside").with(|c| {
+    let config = cx.sleeper("beside").without_apparmor().with(|c| {
         c.security().capabilities =
             Some(api::Capability { add_capabilities: vec!["SYS_PTRACE".to_owned()], ..Default::default() });
     });

@@ -2,6 +2,7 @@
 
 #![allow(clippy::too_many_lines, reason = "a test is one scenario, read in the order in which it happens")]
 
+mod apparmor;
 mod badimage;
 mod badinput;
 mod configuration;
@@ -49,6 +50,7 @@ mod restart;
 mod rootfs;
 mod same_as_runc;
 mod security;
+mod service;
 mod silent;
 mod slow;
 mod splitdisk;
@@ -84,6 +86,7 @@ pub(crate) fn all() -> Vec<Test> {
         libcontainer::tests(),
         security::tests(),
         confinement::tests(),
+        apparmor::tests(),
         userns::tests(),
         privilege::tests(),
         processes::tests(),
@@ -119,6 +122,7 @@ pub(crate) fn all() -> Vec<Test> {
         records::tests(),
         start::tests(),
         configuration::tests(),
+        service::tests(),
         degraded::tests(),
         splitdisk::tests(),
         pss::tests(),

@@ -175,6 +175,7 @@ async fn exec_stays_in_the_namespaces_of_create(cx: Context) -> Result<()> {
         &Fixture::image("tools"),
         &["/bin/sh", "-c", &format!("mkdir -p /mnt; exec {line}")],
     )
+    .without_apparmor()
     .with(|c| {
         c.security().capabilities =
             Some(api::Capability { add_capabilities: vec!["SYS_ADMIN".to_owned()], ..Default::default() });

@@ -1,30 +1,35 @@
-//! UpdateContainerResources and UpdatePodSandboxResources.
+//! UpdateContainerResources: updates that are made, interrupted and overtaken. `refused`: updates that are not made;
+//! `pod`: UpdatePodSandboxResources.
+
+mod pod;
+mod refused;
 
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
-use cri_api::v1::{self as api, ContainerState};
+use cri_api::v1 as api;
 use serde_json::Value;
 use tonic::Code;
 
-use crate::context::{Context, Pod};
+use crate::cgroup;
+use crate::context::Context;
 use crate::expect::ensure;
 use crate::runner::{Test, test};
 use crate::shapes::ContainerExt as _;
 use crate::wait::{self, secs};
-use crate::{cgroup, proc};
 
 pub(super) fn tests() -> Vec<Test> {
+    [made(), refused::tests(), pod::tests()].concat()
+}
+
+fn made() -> Vec<Test> {
     vec![
         test!(running_container_gets_new_limits),
         test!(created_container_starts_with_new_limits),
         test!(limits_take_effect),
         test!(cpu_manager_and_resize_leave_the_rest),
-        test!(refused_updates_change_nothing),
-        test!(memory_below_usage_is_refused_with_the_number),
         test!(daemon_that_ends_in_an_update),
         test!(updates_race_with_everything),
-        test!(pod_resources_are_kept),
     ]
 }
 
@@ -238,93 +243,6 @@ async fn cpu_manager_and_resize_leave_the_rest(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// An update that must be refused, with this code and all of these parts in its text.
-async fn refused(
-    cx: &Context,
-    id: &str,
-    linux: api::LinuxContainerResources,
-    code: Code,
-    parts: &[&str],
-) -> Result<()> {
-    let asked = format!("{linux:?}");
-    let status = cx.cri.update(id, linux).await.err().with_context(|| format!("{asked} was not refused"))?;
-    ensure!(status.code() == code, "{asked}: {status}");
-    for part in parts {
-        ensure!(status.message().contains(part), "the error of {asked} lacks {part:?}: {}", status.message());
-    }
-    Ok(())
-}
-
-async fn refused_updates_change_nothing(cx: Context) -> Result<()> {
-    let pod = cx.pod().await?;
-    let id = cx.start(&pod, &sleeper(&cx)).await?;
-    let before = (files(&id)?, shown(&cx, &id).await?);
-    let with = |change: fn(&mut api::LinuxContainerResources)| {
-        let mut linux = second();
-        change(&mut linux);
-        linux
-    };
-    let invalid = Code::InvalidArgument;
-    for (linux, parts) in [
-        (with(|r| r.cpuset_cpus = String::from("4095")), ["linux.cpuset_cpus", "4095"]),
-        (with(|r| r.cpuset_mems = String::from("4095")), ["linux.cpuset_mems", "4095"]),
-        (
-            with(|r| {
-                r.hugepage_limits[0] = api::HugepageLimit { page_size: String::from("4MB"), limit: 4 << 20 }
-            }),
-            ["linux.hugepage_limits", "4194304"],
-        ),
-        (
-            with(|r| r.unified = [(String::from("memory.high"), String::from("1"))].into()),
-            ["linux.unified", "cgroup v1"],
-        ),
-        (with(|r| r.memory_limit_in_bytes = 4096), ["linux.memory_limit_in_bytes", "4096"]),
-        (with(|r| r.memory_swap_limit_in_bytes = 5), ["linux.memory_swap_limit_in_bytes", "5"]),
-        (with(|r| r.oom_score_adj = 2000), ["linux.oom_score_adj", "2000"]),
-    ] {
-        refused(&cx, &id, linux, invalid, &parts).await?;
-        ensure!((files(&id)?, shown(&cx, &id).await?) == before, "a refused update has changed something");
-    }
-    let swap = api::LinuxContainerResources { memory_swap_limit_in_bytes: 16 * MIB, ..Default::default() };
-    refused(&cx, &id, swap, invalid, &["linux.memory_swap_limit_in_bytes", "(33554432)"]).await?;
-    cx.prints(&id, "cat /proc/1/oom_score_adj", "800").await?;
-    refused(&cx, &"e".repeat(64), second(), Code::NotFound, &[]).await?;
-    cx.cri.stop(&id, 0).await?;
-    refused(&cx, &id, second(), Code::FailedPrecondition, &["exited", &id]).await?;
-    ensure!(shown(&cx, &id).await? == before.1, "a refused update has changed an exited container");
-    Ok(())
-}
-
-async fn memory_below_usage_is_refused_with_the_number(cx: Context) -> Result<()> {
-    let pod = cx.pod().await?;
-    // A string in the shell's memory: it cannot be written back.
-    let line = "text=$(head -c 20000000 /dev/zero | tr '\\0' x); echo ${#text}; while :; do sleep 1; done";
-    let id = cx
-        .start(&pod, &cx.shell("main", line).with(|c| c.resources().memory_limit_in_bytes = 128 * MIB))
-        .await?;
-    cx.said(&id, "20000000").await?;
-    let before = files(&id)?;
-    let less = api::LinuxContainerResources {
-        memory_limit_in_bytes: 8 * MIB,
-        cpu_shares: 500,
-        ..Default::default()
-    };
-    let status =
-        cx.cri.update(&id, less).await.err().context("8 MiB were accepted while 20 MB are in use")?;
-    ensure!(status.code() == Code::FailedPrecondition, "{status}");
-    let text = status.message();
-    let numbers: Vec<i64> =
-        text.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
-    ensure!(
-        text.contains("linux.memory_limit_in_bytes: 8388608")
-            && numbers.iter().any(|n| (15 * MIB..128 * MIB).contains(n)),
-        "the error does not say how much is in use: {text}"
-    );
-    ensure!(files(&id)? == before, "it has changed something");
-    cx.is_shown(&id, ContainerState::ContainerRunning).await?;
-    Ok(())
-}
-
 /// Starts the daemon so that it ends at this point.
 async fn launch_to_fail(cx: &Context, point: &str) -> Result<()> {
     cx.node.terminate().await?;
@@ -411,62 +329,5 @@ async fn updates_race_with_everything(cx: Context) -> Result<()> {
         }
         ensure!(cgroup::find("memory", &id).is_none(), "a cgroup is left of {id}");
     }
-    Ok(())
-}
-
-/// The pod's resources in its verbose information: of `overhead` and `resources`, shares and memory.
-async fn pod_shows(cx: &Context, pod: &Pod, wanted: [Option<(i64, i64)>; 2]) -> Result<()> {
-    let info = cx.cri.pod_status(&pod.id).await?.info;
-    let info: Value = serde_json::from_str(info.get("info").context("no verbose information")?)?;
-    let found = ["overhead", "resources"].map(|name| {
-        let of = |field: &str| info.pointer(&format!("/config/linux/{name}/{field}"))?.as_i64();
-        of("cpu_shares").zip(of("memory_limit_in_bytes"))
-    });
-    ensure!(found == wanted, "overhead and resources are {found:?}, not {wanted:?}");
-    Ok(())
-}
-
-async fn pod_resources_are_kept(cx: Context) -> Result<()> {
-    let of = |shares: i64, mib: i64| api::LinuxContainerResources {
-        cpu_shares: shares,
-        memory_limit_in_bytes: mib * MIB,
-        ..Default::default()
-    };
-    let mut config = cx.pod_config();
-    if let Some(linux) = &mut config.linux {
-        linux.resources = Some(of(10, 10));
-    }
-    let pod = cx.pod_of(config.clone()).await?;
-    let parent = config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
-    let pause = cgroup::find("memory", &pod.id).context("pause has no memory cgroup")?;
-    let limits = || -> Result<[String; 2]> {
-        let above = pause.parent().context("no cgroup above")?;
-        Ok([
-            std::fs::read_to_string(pause.join("memory.limit_in_bytes"))?,
-            std::fs::read_to_string(above.join("memory.limit_in_bytes"))?,
-        ])
-    };
-    let before = limits()?;
-    pod_shows(&cx, &pod, [None, Some((10, 10 * MIB))]).await?;
-    cx.cri.update_pod(&pod.id, Some(of(1, 5)), Some(of(20, 20))).await?;
-    pod_shows(&cx, &pod, [Some((1, 5 * MIB)), Some((20, 20 * MIB))]).await?;
-    cx.cri.update_pod(&pod.id, None, Some(of(30, 30))).await?;
-    cx.node.crash().await?;
-    pod_shows(&cx, &pod, [Some((1, 5 * MIB)), Some((30, 30 * MIB))]).await.context("after a restart")?;
-    // The cgroup of the pod is kubelet's, and pause has limits of its own.
-    ensure!(limits()? == before, "limits of pause or of its parent {parent:?} have changed");
-    let again = cx.cri.run_pod(&config).await?;
-    ensure!(again == pod.id, "an equal RunPodSandbox made another pod");
-    let unknown = cx.cri.update_pod(&"e".repeat(64), None, None).await.err().context("an unknown pod")?;
-    ensure!(unknown.code() == Code::NotFound, "{unknown}");
-    let wrong = cx.cri.update_pod(&pod.id, Some(of(-1, 0)), None).await.err().context("negative shares")?;
-    ensure!(
-        wrong.code() == Code::InvalidArgument && wrong.message().contains("overhead.cpu_shares"),
-        "{wrong}"
-    );
-    cx.cri.stop_pod(&pod.id).await?;
-    let stopped = cx.cri.update_pod(&pod.id, None, Some(of(1, 1))).await.err().context("a stopped pod")?;
-    ensure!(stopped.code() == Code::FailedPrecondition, "{stopped}");
-    ensure!(proc::all().iter().all(|p| !p.args.contains(&pod.id)), "a process of the stopped pod is left");
     Ok(())
 }

@@ -24,7 +24,7 @@ pub use mount::{Mount, MountOption, Propagation};
 pub use pod::{Dns, PodConfig, PodMeta, PodPhase, PodRecord, PortMapping, Protocol};
 pub use resources::{HugepageLimit, PodResources, Resources, Update};
 pub use security::{
-    Capabilities, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces, PodSecurity,
-    SeccompProfile, User, UserMapping, UserNamespace, UserRequest,
+    AppArmorProfile, Capabilities, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces,
+    PodSecurity, SeccompProfile, User, UserMapping, UserNamespace, UserRequest,
 };
 pub use text::Text;

@@ -111,6 +111,27 @@ pub enum SeccompProfile {
     Localhost(String),
 }
 
+/// CRI `SecurityProfile` for AppArmor, with the deprecated string field converted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppArmorProfile {
+    /// The request has none: a container gets the default profile where the node has it, pause gets none.
+    #[default]
+    Unset,
+    /// RuntimeDefault: the default profile; none if privileged.
+    RuntimeDefault,
+    /// No profile.
+    Unconfined,
+    /// Localhost: the name of a profile that the kernel has.
+    Localhost(String),
+}
+
+impl AppArmorProfile {
+    /// Whether the request has none.
+    pub fn is_unset(&self) -> bool {
+        *self == Self::Unset
+    }
+}
+
 /// Security context of the sandbox's own process (pause): CRI `LinuxSandboxSecurityContext`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -129,6 +150,9 @@ pub struct PodSecurity {
     pub readonly_rootfs: bool,
     /// Seccomp profile of pause.
     pub seccomp: SeccompProfile,
+    /// AppArmor profile of pause.
+    #[serde(skip_serializing_if = "AppArmorProfile::is_unset")]
+    pub apparmor: AppArmorProfile,
 }
 
 /// CRI `Capability`: names without `CAP_`; `ALL` is allowed in add and drop.
@@ -206,4 +230,7 @@ pub struct ContainerSecurity {
     pub readonly_paths: Vec<String>,
     /// Seccomp profile; ignored if privileged.
     pub seccomp: SeccompProfile,
+    /// AppArmor profile of init and every exec.
+    #[serde(skip_serializing_if = "AppArmorProfile::is_unset")]
+    pub apparmor: AppArmorProfile,
 }

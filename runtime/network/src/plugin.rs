@@ -12,12 +12,11 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
+use child::Process;
 use pool::Lane;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde::Deserialize;
 use sys::spawn::{Binary, Program};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -113,70 +112,10 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
 /// A running plugin with our ends of its pipes.
 #[derive(Debug)]
 struct Started {
-    process: PluginProcess,
+    process: Process,
     stdin: pipe::Sender,
     stdout: pipe::Receiver,
     stderr: pipe::Receiver,
-}
-
-/// A running plugin. If it is dropped before it has ended, its process group is killed.
-#[derive(Debug)]
-struct PluginProcess {
-    pid: u32,
-    /// `None` once it is reaped.
-    process: Option<AsyncFd<OwnedFd>>,
-}
-
-impl PluginProcess {
-    /// Waits for the end of the plugin and reaps it.
-    async fn wait(&mut self) -> io::Result<ExitStatus> {
-        let Some(process) = &self.process else { return Err(io::Error::other("it was waited for twice")) };
-        let status = reap(process).await;
-        self.process = None;
-        status
-    }
-}
-
-/// Registers a pidfd with the runtime; on an error it is returned.
-#[expect(
-    deprecated,
-    reason = "sound here, as an OwnedFd keeps its number, and the sound one is unsafe to call"
-)]
-fn watched(process: OwnedFd) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
-    AsyncFd::try_with_interest(process, Interest::READABLE).map_err(|error| error.into_parts())
-}
-
-/// Waits for the end of a child and reaps it.
-async fn reap(process: &AsyncFd<OwnedFd>) -> io::Result<ExitStatus> {
-    drop(process.readable().await?);
-    let ended = waitid(WaitId::PidFd(process.get_ref().as_fd()), WaitIdOptions::EXITED)?;
-    let ended = ended.ok_or_else(|| io::Error::other("it has not ended"))?;
-    // The status word of wait(2).
-    Ok(ExitStatus::from_raw(match (ended.exit_status(), ended.terminating_signal()) {
-        (Some(code), _) => code << 8,
-        (None, signal) => signal.unwrap_or(Signal::KILL.as_raw()),
-    }))
-}
-
-impl Drop for PluginProcess {
-    fn drop(&mut self) {
-        let Some(process) = self.process.take() else { return };
-        kill(self.pid);
-        // Without a runtime the daemon is exiting, and init reaps its children.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { reap(&process).await });
-        }
-    }
-}
-
-/// Kills the process group of a child that is not reaped yet, so that the number is still its own.
-fn kill(pid: u32) {
-    let group = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    if let Some(group) = group
-        && let Err(error) = kill_process_group(group, Signal::KILL)
-    {
-        tracing::warn!(%error, pid, "cannot kill a CNI plugin");
-    }
 }
 
 fn run_error(path: &Path, source: io::Error) -> Failure {
@@ -220,18 +159,8 @@ fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
             Err(error) => return Err(failed(error)),
         }
     };
-    let process = match watched(child.pidfd) {
-        Ok(process) => process,
-        Err((process, error)) => {
-            kill(child.pid);
-            // It has been killed, so this does not wait long.
-            waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED)
-                .map_err(|error| failed(error.into()))?;
-            return Err(failed(error));
-        }
-    };
     // From here on it is killed if something fails.
-    let process = PluginProcess { pid: child.pid, process: Some(process) };
+    let process = Process::new(child).map_err(failed)?;
     let start = || -> io::Result<Started> {
         Ok(Started {
             process,
@@ -244,11 +173,29 @@ fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
     Ok((path, started))
 }
 
+/// Variables of the daemon that are meant for it alone: those of its service manager's protocols (sd_notify(3),
+/// sd_watchdog_enabled(3), sd_listen_fds(3)), and those that the CNI specification defines.
+const NOT_INHERITED: [&str; 13] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDNAMES",
+    "FDSTORE",
+    "MAINPID",
+    "CNI_CONTAINERID",
+    "CNI_IFNAME",
+    "CNI_ARGS",
+    "CNI_NETNS",
+];
+
 /// The daemon's environment, and the variables of the CNI specification.
 fn environment(call: &Call) -> io::Result<Vec<CString>> {
     let search = std::env::join_paths(&call.bin_dirs).map_err(io::Error::other)?;
     let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
-    for name in ["NOTIFY_SOCKET", "CNI_CONTAINERID", "CNI_IFNAME", "CNI_ARGS", "CNI_NETNS"] {
+    for name in NOT_INHERITED {
         env.remove(OsStr::new(name));
     }
     let mut set = |name: &str, value: &OsStr| env.insert(name.into(), value.to_owned());

@@ -13,7 +13,7 @@ use wire::{ErrorKind, ExecPlan, TerminalSize};
 
 use crate::failure::{failure, refusal};
 use crate::packet::{Reporter, read_plan};
-use crate::process::{self, ProcessKind, Ready};
+use crate::process::{self, OfHost, ProcessKind, Ready};
 
 /// Describes the descriptors that are passed to the worker.
 #[derive(Debug, Clone, Copy)]
@@ -92,7 +92,8 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
     }
     drop(cgroups);
     // Before the container's namespaces are entered, because it needs the host's /proc.
-    if let Some(warning) = process::before_namespaces(&plan.process).map_err(at("oom_score_adj"))? {
+    let OfHost { warning, proc } = process::before_namespaces(&plan.process).map_err(at("/proc"))?;
+    if let Some(warning) = warning {
         reporter.warning(&warning);
     }
     let users = namespaces.get("user").is_some();
@@ -120,7 +121,7 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
         sys::fds::set_stdio(stdin.as_fd(), stdout.as_fd(), stderr.as_fd()).map_err(at("stdio"))?;
     }
     drop(streams);
-    let ready = process::prepare(&plan.process, &plan.user, ProcessKind::Exec, ErrorKind::ExecFailed)?;
+    let ready = process::prepare(&plan.process, &plan.user, ProcessKind::Exec, proc, ErrorKind::ExecFailed)?;
     Ok(Entered { ready, master, terminal: plan.process.terminal, single })
 }
 

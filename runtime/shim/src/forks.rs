@@ -40,8 +40,13 @@ pub(crate) fn container<'a>(
 ) -> io::Result<Forked> {
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     keep.extend(pause.fds());
-    let mut passed =
-        create::Passed { requested: fds.len(), in_cgroup: false, streams, pause: pause.kinds(), targets: Vec::new() };
+    let mut passed = create::Passed {
+        requested: fds.len(),
+        in_cgroup: false,
+        streams,
+        pause: pause.kinds(),
+        targets: Vec::new(),
+    };
     for (id, namespaces) in targets {
         passed.targets.push((id.clone(), namespaces.kinds().only("pid")));
         keep.extend(namespaces.get("pid"));

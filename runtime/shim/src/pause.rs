@@ -141,6 +141,11 @@ fn set_up(plan: &PausePlan, folders: &[OwnedFd], gate: Option<OwnedFd>) -> Resul
                 .map_err(at(&format!("cgroup {} {}", member.hierarchy, member.path)))?;
         }
     }
+    if !plan.apparmor.is_empty() {
+        sys::apparmor::HostProc::open().and_then(|proc| proc.set_on_exec(&plan.apparmor)).map_err(at(
+            &format!("AppArmor profile {:?}, which must be loaded on the node", plan.apparmor),
+        ))?;
+    }
     // Must be done while /proc is available. If the host does not allow the value, the lowest allowed one is set,
     // without a warning: the shim has sent one for its own value.
     sys::proc::set_oom_score_adj(plan.oom_score_adj).map_err(at("oom_score_adj"))?;

@@ -1,6 +1,6 @@
 //! Becoming a container's process: the last steps before execve, shared by init and exec.
 //!
-//! It has two parts. [`prepare`] does everything that needs privileges, and then drops them: signals,
+//! It has two parts. [`prepare`] does everything that needs privileges, and then drops them: AppArmor, signals,
 //! keyring, limits, owner of stdio, working directory, credentials, the working directory again if only the
 //! user may enter it, and the filter. So a process that the container's processes can see (a waiting init, or an exec
 //! after its second fork) has no more privileges than the container.
@@ -17,6 +17,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::User;
 use rustix::fs::{FileType, Mode, OFlags};
+use sys::apparmor::HostProc;
 use sys::creds::Credentials;
 use sys::execute::{self, Arguments};
 use sys::mount::Attributes;
@@ -51,16 +52,25 @@ impl StepError {
     }
 }
 
-/// Makes the settings that need the host's /proc, before the container's namespaces are entered. Returns what
-/// the host did not allow.
+/// What [`before_namespaces`] has found.
+pub(crate) struct OfHost {
+    /// What the host did not allow.
+    pub(crate) warning: Option<String>,
+    /// The host's /proc for [`prepare`], if the plan has an AppArmor profile: the container's may be made by an attacker.
+    pub(crate) proc: Option<HostProc>,
+}
+
+/// Makes the settings that need the host's /proc, before the container's namespaces are entered.
 ///
 /// # Errors
 /// The errors of writing to /proc.
-pub(crate) fn before_namespaces(plan: &ProcessPlan) -> io::Result<Option<String>> {
+pub(crate) fn before_namespaces(plan: &ProcessPlan) -> io::Result<OfHost> {
     execute::reset_scheduling();
     let wanted = plan.oom_score_adj.unwrap_or(0);
     let set = sys::proc::set_oom_score_adj(wanted)?;
-    Ok((set != wanted).then(|| format!("oom_score_adj {wanted} is not allowed here, it is {set}")))
+    let warning = (set != wanted).then(|| format!("oom_score_adj {wanted} is not allowed here, it is {set}"));
+    let proc = if plan.apparmor.is_empty() { None } else { Some(HostProc::open()?) };
+    Ok(OfHost { warning, proc })
 }
 
 /// Which process it is. That decides the system calls between [`prepare`] and execve.
@@ -99,7 +109,8 @@ pub(crate) struct Ready {
 }
 
 /// Applies the plan. Descriptors 0, 1 and 2 are its stdio already. After this it may keep descriptors, but no
-/// privileges. Memory that is needed later is allocated here, before a filter can forbid it.
+/// privileges. Memory that is needed later is allocated here, before a filter can forbid it. `host_proc`: of
+/// [`before_namespaces`].
 ///
 /// # Errors
 /// The failed step, of this kind of error.
@@ -107,9 +118,27 @@ pub(crate) fn prepare(
     plan: &ProcessPlan,
     user: &User,
     process: ProcessKind,
+    host_proc: Option<HostProc>,
     error_kind: ErrorKind,
 ) -> Result<Ready, Failure> {
-    attempt(plan, user, process).map_err(|error| error.failure(error_kind))
+    confine(plan, host_proc)
+        .and_then(|()| attempt(plan, user, process))
+        .map_err(|error| error.failure(error_kind))
+}
+
+/// Sets the AppArmor profile for execve. Before the credentials are dropped and no_new_privs and the filter are set, which
+/// could forbid it. A sibling that is cloned later inherits it.
+fn confine(plan: &ProcessPlan, host_proc: Option<HostProc>) -> Result<(), StepError> {
+    if plan.apparmor.is_empty() {
+        return Ok(());
+    }
+    let set = match host_proc {
+        Some(proc) => proc.set_on_exec(&plan.apparmor),
+        // Without it the process would not be confined.
+        None => Err(io::Error::other("the host's /proc was not opened")),
+    };
+    let what = || format!("profile {:?}, which must be loaded on the node", shown(plan.apparmor.as_bytes()));
+    set.map_err(|error| failed_at("apparmor", what())(error))
 }
 
 impl Ready {

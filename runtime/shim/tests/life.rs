@@ -25,7 +25,7 @@ fn plans_of_a_later_daemon_are_refused_as_a_whole() {
     let id = container_id(1);
     let mntns = std::fs::File::open("/proc/self/ns/mnt").unwrap();
     let mut plan = serde_json::to_value(pod.plan(&id, &["sleep", "1000"])).unwrap();
-    plan["process"]["apparmor"] = "confined".into();
+    plan["process"]["landlock"] = "confined".into();
     let plan = memfd(&plan);
     let request = || Request::Create {
         container: id.clone(),
@@ -36,7 +36,7 @@ fn plans_of_a_later_daemon_are_refused_as_a_whole() {
     };
     let (reply, _) = pod.ask_with(request(), &[plan.as_fd(), mntns.as_fd()]);
     assert!(
-        matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::Unsupported && f.message.contains("apparmor")),
+        matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::Unsupported && f.message.contains("landlock")),
         "{reply:?}"
     );
 

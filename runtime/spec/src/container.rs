@@ -74,6 +74,8 @@ pub struct ContainerInput<'a> {
     pub seccomp: Option<SeccompProgram>,
     /// SECCOMP_FILTER_FLAG_* bits of the filter's profile.
     pub seccomp_flags: u32,
+    /// Name of the AppArmor profile; empty for none.
+    pub apparmor: String,
     /// Name of the session keyring. It must not be guessable: a process of the right user that knows the name
     /// can join.
     pub keyring: String,
@@ -94,6 +96,7 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         cgroup,
         seccomp,
         seccomp_flags,
+        apparmor,
         keyring,
         host,
     } = input;
@@ -118,6 +121,7 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         oom_score_adj: Some(resources::oom_score_adj(&config.resources)),
         rlimits: Vec::new(),
         seccomp_flags: if asked.privileged { 0 } else { seccomp_flags },
+        apparmor,
         keyring,
     };
     let paths = |field: &str, list: &[String]| -> Result<Vec<String>, Error> {

@@ -41,6 +41,7 @@ fn plan_in(sandbox: PodConfig, config: ContainerConfig) -> Result<ContainerPlan,
         cgroup: CgroupPlan::default(),
         seccomp: Some(SeccompProgram { instructions: vec![7] }),
         seccomp_flags: 2,
+        apparmor: "mine".into(),
         keyring: "_ses.x".into(),
         host: &host,
     })
@@ -168,6 +169,7 @@ fn remaining_fields() {
     assert_eq!((made.process.cwd.as_str(), made.process.umask), ("/srv", 0o022));
     assert_eq!(made.rootfs.folders, ["/data"]);
     assert_eq!((made.process.keyring.as_str(), made.process.seccomp_flags), ("_ses.x", 2));
+    assert_eq!(made.process.apparmor, "mine");
     assert_eq!(made.process.seccomp, Some(SeccompProgram { instructions: vec![7] }));
     let climbing = ContainerConfig { log_path: "../x".into(), ..config.clone() };
     assert_eq!(log(&sandbox, &climbing).unwrap_err().field(), "config.log_path");

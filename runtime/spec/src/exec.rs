@@ -93,6 +93,7 @@ mod tests {
             cwd: "/srv".into(),
             no_new_privs: true,
             seccomp: filter(1),
+            apparmor: "mine".into(),
             oom_score_adj: Some(999),
             ..ProcessPlan::default()
         };

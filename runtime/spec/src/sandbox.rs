@@ -34,11 +34,13 @@ pub struct PauseInput<'a> {
     pub cgroup: CgroupPlan,
     /// The seccomp filter; ignored if the sandbox is privileged.
     pub seccomp: Option<SeccompProgram>,
+    /// Name of the AppArmor profile; empty for none.
+    pub apparmor: String,
 }
 
 /// Computes pause's plan; the error names the field that is refused.
 pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
-    let PauseInput { pod, cgroup, seccomp } = input;
+    let PauseInput { pod, cgroup, seccomp, apparmor } = input;
     let config = &pod.config;
     let asked = &config.security;
     // A sandbox has its own namespaces, except those for which NODE is requested.
@@ -61,6 +63,7 @@ pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
         },
         user: user(asked, mapping)?,
         seccomp: if asked.privileged { None } else { seccomp },
+        apparmor,
         oom_score_adj: PAUSE_OOM_SCORE_ADJ,
         cgroup,
         shm_size: SHM_SIZE,
@@ -162,7 +165,7 @@ mod tests {
     fn plan(config: PodConfig) -> Result<PausePlan, Error> {
         let pod = PodRecord::new(PodId::from_random([3; 32]), config, 1);
         let seccomp = Some(SeccompProgram { instructions: vec![1] });
-        pause(PauseInput { pod: &pod, cgroup: CgroupPlan::default(), seccomp })
+        pause(PauseInput { pod: &pod, cgroup: CgroupPlan::default(), seccomp, apparmor: String::new() })
     }
 
     fn named() -> PodConfig {

@@ -64,8 +64,10 @@ pub(super) fn hierarchies(
     };
     let mounts = sys::mountinfo::mounts(mountinfo);
     let Some(mount) = mounts.into_iter().find(|mount| mount.kind == "cgroup2" && mount.root == "/") else {
-        let missing = format!("the v1 controllers {missing} are not mounted, and neither is cgroup v2 (looked for in \
-            /proc/self/mountinfo)");
+        let missing = format!(
+            "the v1 controllers {missing} are not mounted, and neither is cgroup v2 (looked for in \
+            /proc/self/mountinfo)"
+        );
         return Err(Error::Host { missing });
     };
     let mount = mount.point();

@@ -70,6 +70,17 @@ pub enum Error {
         /// The reason, and what to do.
         reason: String,
     },
+    /// The program that filters devices could not be attached. Without it a container could use every device.
+    #[error(
+        "cgroup {path}: the filter of devices: {source}; it needs CONFIG_CGROUP_BPF and CAP_BPF or CAP_SYS_ADMIN"
+    )]
+    Devices {
+        /// The cgroup's folder.
+        path: PathBuf,
+        /// The failed call.
+        #[source]
+        source: sys::bpf::Error,
+    },
     /// The kernel refused a limit, or has no file for it.
     #[error("{field}: {value:?} cannot be set in {path}: {reason}")]
     Limit {

@@ -25,7 +25,10 @@ pub(super) fn of_write(
         file => Err(Error::Limit {
             field: write.field.clone(),
             value: write.value.clone(),
-            reason: format!("this host has no cgroup {version} controller {} with {}", write.controller, write.file),
+            reason: format!(
+                "this host has no cgroup {version} controller {} with {}",
+                write.controller, write.file
+            ),
             path: file.unwrap_or_else(|| PathBuf::from(path)),
         }),
     }

@@ -30,7 +30,12 @@ impl Cgroups {
     /// # Errors
     /// [`Error::BelowUsage`]; [`Error::Limit`] for other values that the kernel refuses, and for `unified` on v1; [`Error::Gone`]. Then the leaf has its previous values, unless the error says that they could not be
     /// restored.
-    pub(crate) fn update(&self, path: &str, old: &Resources, update: &Resources) -> Result<Vec<String>, Error> {
+    pub(crate) fn update(
+        &self,
+        path: &str,
+        old: &Resources,
+        update: &Resources,
+    ) -> Result<Vec<String>, Error> {
         self.write(path, &self.writes(path, old, update)?)
     }
 
@@ -157,12 +162,14 @@ fn refused(target: &Target<'_>, source: io::Error) -> Error {
     let Target { write, file, .. } = target;
     match Errno::from_io_error(&source) {
         // The kernel answers EBUSY if usage stays above the limit after it has reclaimed what it could.
-        Some(Errno::BUSY) if write.file.ends_with("limit_in_bytes") || write.file == "memory.max" => Error::BelowUsage {
-            field: write.field.clone(),
-            value: write.value.clone(),
-            usage: usage(file).unwrap_or_default(),
-            path: file.clone(),
-        },
+        Some(Errno::BUSY) if write.file.ends_with("limit_in_bytes") || write.file == "memory.max" => {
+            Error::BelowUsage {
+                field: write.field.clone(),
+                value: write.value.clone(),
+                usage: usage(file).unwrap_or_default(),
+                path: file.clone(),
+            }
+        }
         Some(Errno::NOENT | Errno::NODEV) => Error::Gone { path: file.display().to_string() },
         _ => files::refused(write, file, &source),
     }
@@ -171,6 +178,7 @@ fn refused(target: &Target<'_>, source: io::Error) -> Error {
 /// What counts against a limit: `memory.usage_in_bytes` beside `memory.limit_in_bytes`, `memory.current` beside
 /// `memory.max`, and so on.
 fn usage(limit: &Path) -> Option<String> {
-    let name = limit.file_name()?.to_str()?.replace("limit_in_bytes", "usage_in_bytes").replace(".max", ".current");
+    let name =
+        limit.file_name()?.to_str()?.replace("limit_in_bytes", "usage_in_bytes").replace(".max", ".current");
     read(&limit.with_file_name(name)).ok()
 }

@@ -106,8 +106,11 @@ pub(super) fn ensure(hierarchy: &Hierarchy, path: &str) -> Result<PathBuf, Error
 /// Attaches the rules of a new leaf, before any process can join it.
 pub(super) fn devices(folder: BorrowedFd<'_>, path: &Path, rules: &[DeviceRule]) -> Result<(), Error> {
     let program = spec::devices::program(rules)?;
-    sys::bpf::attach_devices(folder, &program)
-        .map_err(|source| Error::io("attach the device program to", path, source))
+    if program.allows_all() {
+        return Ok(());
+    }
+    let attached = sys::bpf::attach_devices(folder, program.instructions());
+    attached.map_err(|source| Error::Devices { path: path.to_owned(), source })
 }
 
 /// Makes room for a lower `memory.max`: the kernel would kill processes if it cannot reclaim enough. Fails with EBUSY

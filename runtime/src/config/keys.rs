@@ -42,7 +42,7 @@ const fn reloaded(key: Key) -> Key {
 }
 
 /// All keys. Those without a table come first, those of one table are together.
-pub(super) const KEYS: [Key; 20] = [
+pub(super) const KEYS: [Key; 21] = [
     key(
         "root",
         "path",
@@ -75,6 +75,13 @@ pub(super) const KEYS: [Key; 20] = [
         "Who makes the cgroups of pods: `systemd` (a delegated scope for each pod, on cgroup v2 only), `cgroupfs` (copepod \
          itself) or `auto`: systemd on a host with cgroup v2 whose process 1 is systemd. kubelet asks copepod; one that \
          does not must have the same `cgroupDriver`. Pods that exist stay where they are.",
+    ),
+    key(
+        "apparmor",
+        "word",
+        "\"auto\"",
+        "`auto`: on a node that enforces AppArmor, containers get the profile that they ask for, or else the default one, which is \
+         loaded at the start. `off`: they get none, and a pod that asks for one is refused.",
     ),
     reloaded(key(
         "log.level",

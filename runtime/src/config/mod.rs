@@ -60,6 +60,9 @@ pub(crate) struct Config {
     /// Who makes the cgroups of pods.
     #[serde(deserialize_with = "values::word")]
     pub cgroup_driver: CgroupDriver,
+    /// Whether containers get AppArmor profiles.
+    #[serde(deserialize_with = "values::word")]
+    pub apparmor: Switch,
     /// What is logged and how.
     pub log: Log,
     /// The two programs that the daemon starts.
@@ -117,6 +120,19 @@ impl Word for CgroupDriver {
         &[("auto", Self::Auto), ("systemd", Self::Systemd), ("cgroupfs", Self::Cgroupfs)];
 }
 
+/// Whether the daemon uses something that the node may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Switch {
+    /// Where the node has it.
+    Auto,
+    /// Nowhere.
+    Off,
+}
+
+impl Word for Switch {
+    const WORDS: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("off", Self::Off)];
+}
+
 /// Displays a value by its word in the configuration.
 macro_rules! displayed_by_word {
     ($($name:ty),*) => {$(
@@ -128,7 +144,7 @@ macro_rules! displayed_by_word {
     )*};
 }
 
-displayed_by_word!(CgroupDriver, MountNamespace, LogLevel, LogFormat);
+displayed_by_word!(CgroupDriver, MountNamespace, Switch, LogLevel, LogFormat);
 
 /// What is logged and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -20,6 +20,7 @@ fn changes() -> Vec<(String, String)> {
             let other = match value.chars().next().unwrap() {
                 '"' if key == "mount_namespace" => "\"self\"",
                 '"' if key == "cgroup_driver" => "\"cgroupfs\"",
+                '"' if key == "apparmor" => "\"off\"",
                 '"' if key == "level" => "\"trace\"",
                 '"' if key == "format" => "\"json\"",
                 '"' if key == "address" => "\"[::1]:10010\"",

@@ -2,7 +2,7 @@
 //! what the client sends does not pass through it.
 
 use super::exec::Ticket;
-use super::streams::{control, sink, source};
+use super::stdio::{control, sink, source};
 use crate::error::Error;
 use crate::shims::Client;
 use crate::shims::client::ClientError;
@@ -21,7 +21,7 @@ use wire::{Reply, Request};
 
 /// Time limit for the shim's replies.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Size in bytes of the pipe of an output: how much of it a client may not have read yet. The shim drops what does not fit.
+/// Size in bytes of the pipe of each output. While the client does not read, the shim drops what does not fit into it.
 const SLACK: usize = 256 * 1024;
 
 /// Attaches to a running container. It ends with the container; dropping it detaches.
@@ -44,7 +44,7 @@ pub(crate) async fn attach(ticket: Ticket, wanted: Streams) -> Result<Process, E
     let (out, err) = (source(out).map_err(failed)?, source(err).map_err(failed)?);
     let mut end = Receiver::from_owned_fd(end).map_err(failed)?;
     let exit = Box::pin(async move {
-        // It is never written to: it ends with the container, or with its shim.
+        // Nothing is written to this pipe: it closes with the container, or with its shim.
         drop(end.read(&mut [0; 1]).await);
         Outcome::Success
     });

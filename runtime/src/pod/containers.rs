@@ -1,19 +1,22 @@
-//! The work of CreateContainer, StartContainer and RemoveContainer.
+//! The work of CreateContainer and StartContainer. `remove` does that of RemoveContainer, and undoes failed creates.
 
+mod host;
 mod images;
+mod remove;
+
+pub(crate) use remove::{kill_and_forget, remove, undo_create};
 
 use super::context::{Context, random};
-use super::foreign;
 use super::life::StartError;
 use super::plan::memfd;
 use super::recorder::{self, Recorder};
 use super::volume_watch::{self, Hanging, Volume};
-use crate::cgroups::{Cgroups, Limits, host_devices};
+use crate::cgroups::{Cgroups, Limits};
 use crate::error::{Error, ErrorKind};
-use crate::seccomp::Compiled;
 use crate::shims::Client;
 use crate::shims::client::ClientError;
 use crate::{failpoint, files, lanes};
+use host::HostParts;
 use image::ImageRecord;
 use model::transition::{self, ContainerEvent};
 use model::{ContainerId, ContainerRecord, PodRecord};
@@ -25,23 +28,14 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
 use wire::{
     ErrorKind as ShimErrorKind, LogPlan, MountKind, MountPlan, ProcessPlan, Reply, Request, RootfsPlan,
 };
 
 /// How much longer the daemon waits than the shim does: time for the shim to kill the worker and reply.
 const SLACK: Duration = Duration::from_secs(5);
-/// Time limit of requests that only make system calls.
-const SHORT: Duration = Duration::from_secs(10);
 /// Time limit from the start request to execve. That takes milliseconds, but much longer on a machine that swaps.
 const START: Duration = Duration::from_secs(60);
-/// Time limit for the shim to reap processes that were killed. If one hangs in the kernel, it cannot.
-const REAP: Duration = Duration::from_secs(5);
-/// How long RemoveContainer waits for the deletion of the container's files. When a disk runs low, kubelet removes
-/// dead containers, measures the free space right after (`reclaimNodeLevelResources` of its eviction manager), and
-/// evicts a pod if there is too little.
-const DELETED: Duration = Duration::from_secs(10);
 
 /// Creates a container whose init waits for the start request. On an error it is undone; what cannot be undone is
 /// logged.
@@ -91,7 +85,7 @@ async fn make(
         image,
         rootfs: rootfs(context, &record.id, lease),
         layers,
-        host: host_files(context, &record).await?,
+        host: host::look_up(context, client, &record).await?,
     };
     let (shared, pod, pod_id) = (Arc::clone(context), pod.clone(), pod.id.clone());
     let work = move || prepare(&shared, &pod, sources, record);
@@ -152,33 +146,7 @@ struct Sources {
     rootfs: RootfsPlan,
     /// The layers of its image volumes.
     layers: ImageLayers,
-    host: HostFiles,
-}
-
-/// What the paths in a request have shown. They can be on any file system of the node.
-struct HostFiles {
-    seccomp: Option<Arc<Compiled>>,
-    devices: Vec<HostDevice>,
-}
-
-/// Reads the seccomp profile and the device nodes that a request names, before anything is created.
-async fn host_files(context: &Arc<Context>, record: &ContainerRecord) -> Result<HostFiles, Error> {
-    let (security, pod) = (&record.config.security, record.pod.as_str());
-    let seccomp = if security.privileged {
-        None
-    } else {
-        let caps = spec::security::caps(security, context.cap_bounding)?;
-        foreign::seccomp(context, pod, &security.seccomp, caps.bounding).await?
-    };
-    if record.config.devices.is_empty() && !security.privileged {
-        return Ok(HostFiles { seccomp, devices: Vec::new() });
-    }
-    let config = record.config.clone();
-    let paths: Vec<&str> = config.devices.iter().map(|device| device.host_path.as_str()).take(4).collect();
-    let file =
-        format!("devices: host_path {}", if paths.is_empty() { "/dev".to_owned() } else { paths.join(", ") });
-    let devices = foreign::read(pod, "devices", file, move || Ok(host_devices::find(&config)?));
-    Ok(HostFiles { seccomp, devices: devices.await? })
+    host: HostParts,
 }
 
 /// What the cgroup of a new container limits.
@@ -195,7 +163,7 @@ fn prepare(
     sources: Sources,
     mut record: ContainerRecord,
 ) -> Result<Prepared, Error> {
-    let Sources { image, rootfs, layers, host: HostFiles { seccomp, devices } } = sources;
+    let Sources { image, rootfs, layers, host: HostParts { seccomp, devices, apparmor } } = sources;
     let config = &record.config;
     let limits = limits(&context.cgroups, &record, &devices)?;
     let facts = ImageFacts {
@@ -228,6 +196,7 @@ fn prepare(
         cgroup: leaf.plan,
         seccomp_flags: seccomp.as_ref().map_or(0, |compiled| compiled.flags),
         seccomp: seccomp.map(|compiled| compiled.program.clone()),
+        apparmor,
         keyring: keyring()?,
         host: &host,
     })?;
@@ -302,114 +271,17 @@ pub(crate) async fn start(
     let (started, recorded) = tokio::join!(started, recorder.persist(&context, true));
     failpoint::hit("container.started");
     let started_at = started?;
-    // Not an error of the call, whether the write failed or its disk hangs: the container is running, and kubelet would
-    // create another one. The record is written again when it exits.
+    // If the write fails or its disk hangs, the call still succeeds: the container is running, and after an error kubelet
+    // would create another one. The record is written again when the container exits.
     if let Err(error) = recorded {
         tracing::error!(container = %id, error = %error.text(), "cannot record the start: after a power loss the container would be unknown");
     }
     Ok(started_at)
 }
 
-/// Removes a container: its entry in the shim, cgroup, files, and then its image lease. Idempotent.
-pub(crate) async fn remove(
-    context: &Arc<Context>,
-    client: Option<&Client>,
-    record: &ContainerRecord,
-) -> Vec<Error> {
-    if let Some(client) = client
-        && let Err(error) = forget(client, &record.id).await
-    {
-        // The rest does not need the shim. Its entry is removed when the shim is connected again.
-        tracing::warn!(container = %record.id, %error, "the shim did not remove the container from its table");
-    }
-    let (shared, container) = (Arc::clone(context), record.clone());
-    let owner = record.pod.as_str();
-    let (deleting, deleted) = tokio::sync::oneshot::channel::<()>();
-    let removed = lanes::run(lanes::records(), owner, "remove the container", move || {
-        let mut errors = Vec::new();
-        if !container.cgroup.is_empty() {
-            errors.extend(shared.cgroups.remove(&container.cgroup).err().map(Error::from));
-        }
-        let dir = shared.layout.container_dir(&container.id);
-        errors.extend(state::file::discard_dir(&dir, &shared.trash, deleting).err().map(Error::from));
-        Ok(errors)
-    });
-    let mut errors = removed.await.unwrap_or_else(|error| vec![error]);
-    // Last, because the lease keeps the image's layers, which the container's root consists of.
-    if errors.is_empty()
-        && let Err(error) = release(context, record).await
-    {
-        errors.push(Error::from(error));
-    }
-    let _step = progress::enter("delete the container's files", lanes::advice(lanes::records()));
-    // Nothing is sent on this channel. The receiver resolves when `deleting` is dropped: when the files are deleted.
-    drop(tokio::time::timeout(DELETED, deleted).await);
-    errors
-}
-
-/// Releases the lease on the image.
-async fn release(context: &Context, record: &ContainerRecord) -> Result<(), image::Error> {
-    let _step = progress::enter("release the image", images::STORE);
-    context.images.release(record.id.as_str()).await
-}
-
-/// Asks the shim to remove an exited container from its table. Until the shim has reaped the container's processes, it
-/// refuses; that is retried. A missing container or a lost connection is not an error.
-async fn forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
-    let until = Instant::now() + REAP;
-    let mut pause = Duration::from_millis(2);
-    loop {
-        match client.done("forget", Request::Forget { container: id.clone() }, SHORT).await {
-            Ok(()) | Err(ClientError::Lost) => return Ok(()),
-            Err(ClientError::Failed(failure)) if failure.kind == ShimErrorKind::NotFound => return Ok(()),
-            Err(ClientError::Failed(failure))
-                if failure.kind == ShimErrorKind::WrongState && Instant::now() < until =>
-            {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_millis(200));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Kills a container and asks the shim to remove it from its table.
-pub(crate) async fn kill_and_forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
-    let kill = Request::Kill { container: id.clone(), signal: 9, all: true };
-    match client.done("the kill", kill, SHORT).await {
-        Err(ClientError::Failed(failure)) if failure.kind == ShimErrorKind::NotFound => {}
-        done => done?,
-    }
-    forget(client, id).await
-}
-
-/// Undoes a create, whichever of its steps were completed.
-pub(crate) async fn undo_create(
-    context: &Arc<Context>,
-    client: Option<&Client>,
-    record: &ContainerRecord,
-) -> Vec<Error> {
-    if let Some(client) = client {
-        let kill = Request::Kill { container: record.id.clone(), signal: 9, all: true };
-        // The shim may not have the container.
-        if let Err(error) = client.done("the kill", kill, SHORT).await {
-            tracing::debug!(container = %record.id, %error, "cannot kill a container whose create is undone");
-        }
-    }
-    if !record.cgroup.is_empty() {
-        let (cgroups, leaf) = (context.cgroups.clone(), record.cgroup.clone());
-        let kill = move || Ok(cgroups.kill_all(&leaf)?);
-        if let Err(error) = lanes::run(lanes::kill(), record.pod.as_str(), "kill the container", kill).await {
-            return vec![error];
-        }
-    }
-    remove(context, client, record).await
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shims::fakes::connected;
 
     #[tokio::test]
     async fn a_create_that_took_too_long_names_the_volume_that_hangs() {
@@ -429,45 +301,11 @@ mod tests {
             text.contains("file system may hang") && text.ends_with("worker: the deadline has passed"),
             "{text}"
         );
-        // A silent shim is told as well; another failure has its own cause.
+        // The error of a silent shim names the volume too; any other failure has a cause of its own.
         let after = Duration::from_secs(105);
         let silent = not_created(ClientError::Silent { what: "create", after }, hanging()).text();
         assert!(silent.contains("/mnt/nfs/data") && silent.contains("within 105s"), "{silent}");
         let other = not_created(failed(ShimErrorKind::Invalid), hanging()).text();
         assert_eq!(other, "worker: the deadline has passed");
-    }
-
-    /// A shim refuses to remove the entry of a container while processes that were killed are not reaped.
-    #[tokio::test]
-    async fn an_entry_is_removed_once_the_processes_are_reaped() {
-        let (connection, mut shim) = connected().await;
-        let id = ContainerId::from_random([1; 32]);
-        let (outcome, ()) = tokio::join!(kill_and_forget(&connection.client, &id), async {
-            let (request, kill) = shim.request().await;
-            assert!(matches!(kill, Request::Kill { signal: 9, all: true, .. }), "{kill:?}");
-            shim.reply(request, Reply::Done).await;
-            for _ in 0..3 {
-                let (request, forget) = shim.request().await;
-                assert!(matches!(forget, Request::Forget { .. }), "{forget:?}");
-                shim.refuse(request, ShimErrorKind::WrongState, "the container has not exited").await;
-            }
-            let (request, forget) = shim.request().await;
-            assert!(matches!(forget, Request::Forget { .. }), "{forget:?}");
-            shim.reply(request, Reply::Done).await;
-        });
-        assert!(outcome.is_ok(), "{outcome:?}");
-    }
-
-    #[tokio::test]
-    async fn a_container_that_the_shim_does_not_have_is_no_error() {
-        let (connection, mut shim) = connected().await;
-        let id = ContainerId::from_random([1; 32]);
-        let (outcome, ()) = tokio::join!(kill_and_forget(&connection.client, &id), async {
-            for _ in 0..2 {
-                let (request, _) = shim.request().await;
-                shim.refuse(request, ShimErrorKind::NotFound, "no such container").await;
-            }
-        });
-        assert!(outcome.is_ok(), "{outcome:?}");
     }
 }

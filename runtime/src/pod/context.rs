@@ -1,5 +1,6 @@
 //! What all drivers and jobs share: paths, stores and clients.
 
+use crate::apparmor::AppArmor;
 use crate::cgroups::Cgroups;
 use crate::error::Error;
 use crate::lanes;
@@ -34,6 +35,8 @@ pub(crate) struct NodeOptions {
     pub cgroups: Cgroups,
     /// The seccomp compiler.
     pub compiler: Arc<Compiler>,
+    /// AppArmor.
+    pub(crate) apparmor: AppArmor,
     /// Path of `copepod-shim`.
     pub shim_binary: PathBuf,
     /// Path of `pause`.
@@ -58,6 +61,7 @@ pub(crate) struct Context {
     pub(crate) cni: Cni,
     pub(crate) cgroups: Cgroups,
     pub(crate) compiler: Arc<Compiler>,
+    pub(crate) apparmor: AppArmor,
     pub(crate) binaries: Binaries,
     /// Mount namespace in which volumes are looked up.
     pub(crate) mount_namespace: OwnedFd,
@@ -79,7 +83,7 @@ impl Context {
                 Ok(file) => Ok(OwnedFd::from(file)),
                 Err(error) => Err(Error::of(format!("open {}", path.display()), error)),
             };
-            let NodeOptions { layout, root, boot_id, images, cni, cgroups, compiler, .. } = options;
+            let NodeOptions { layout, root, boot_id, images, cni, cgroups, compiler, apparmor, .. } = options;
             let (shim, pause) = (&options.shim_binary, &options.pause_binary);
             let trash = Trash::new(layout.trash_dir(), |error| {
                 tracing::warn!(%error, "cannot delete a folder in the trash; it is retried later and at the next start of the daemon");
@@ -93,6 +97,7 @@ impl Context {
                 cni,
                 cgroups,
                 compiler,
+                apparmor,
                 binaries: Binaries::open(shim, pause)?,
                 mount_namespace: mount_namespace(&options.mount_namespace)?,
                 netns_dir: options.netns_dir,

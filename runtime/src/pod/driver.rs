@@ -1,23 +1,22 @@
 //! The task that owns one pod. It passes calls, shim events, results of jobs and expired timers to the pod's state
 //! machine (`pod::life`), and performs the resulting actions in order. It decides nothing, and waits for no work.
 
+mod callers;
 mod event;
 #[cfg(test)]
 mod tests;
 
-use super::command::{Command, Reply};
-use super::context::random;
-use super::exec::Ticket;
-use super::life::{Action, Answer, Call, DialResult, Input, Job, Life, Moment, Timer, Waiter};
+use super::command::Command;
+use super::life::{Action, DialResult, Input, Job, Life, Moment, Timer};
 use super::recorder::{self, Recorder};
 use super::registry::{DriverChannels, Registry, RunReply};
 use super::supervisor::{JobEnd, StopHandle, Supervisor, Tools};
 use crate::clock::now;
-use crate::error::{Error, ErrorKind};
 use crate::operations::{self, Subject};
 use crate::shims::{Client, Connection};
+use callers::Callers;
 use model::{ContainerId, ContainerRecord, PodConfig, PodRecord};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -29,14 +28,6 @@ use wire::Event;
 
 /// What an attempt to connect to the shim is called for users; it is listed like a job.
 const CONNECT: &str = "connect to the shim";
-
-/// Where the reply to a call is sent.
-#[derive(Debug)]
-enum Caller {
-    Unit(Reply<()>),
-    Create(Reply<ContainerId>),
-    Exec(Reply<Ticket>),
-}
 
 /// The end of a wait that is not a job.
 #[derive(Debug)]
@@ -73,8 +64,7 @@ struct Driver {
     waits: JoinSet<Waited>,
     /// Running timers.
     timers: BTreeMap<Timer, AbortHandle>,
-    callers: HashMap<Waiter, Caller>,
-    next_caller: u64,
+    callers: Callers,
     /// Callers of RunPodSandbox that wait for the pod's name.
     run_reply: watch::Sender<RunReply>,
     /// The zero of the state machine's monotonic time.
@@ -173,8 +163,7 @@ impl Driver {
             jobs: JoinSet::new(),
             waits: JoinSet::new(),
             timers: BTreeMap::new(),
-            callers: HashMap::new(),
-            next_caller: 0,
+            callers: Callers::default(),
             run_reply,
             began,
             closing: false,
@@ -182,7 +171,7 @@ impl Driver {
         }
     }
 
-    /// The pod, as what is under way is listed.
+    /// The pod, as the list of what is under way names it.
     fn subject(&self) -> Subject {
         let PodRecord { id, config, .. } = self.life.record();
         Subject {
@@ -225,28 +214,9 @@ impl Driver {
     }
 
     fn command(&mut self, command: Command) {
-        let (call, caller) = match command {
-            Command::StopPod(reply) => (Call::StopPod, Caller::Unit(reply)),
-            Command::RemovePod(reply) => (Call::RemovePod, Caller::Unit(reply)),
-            Command::Create { config, reply } => match random() {
-                Ok(bytes) => {
-                    let id = ContainerId::from_random(bytes);
-                    (Call::Create { id, config }, Caller::Create(reply))
-                }
-                Err(error) => return drop(reply.send(Err(error))),
-            },
-            Command::Start { id, reply } => (Call::Start(id), Caller::Unit(reply)),
-            Command::Stop { id, grace, reply } => (Call::Stop(id, grace), Caller::Unit(reply)),
-            Command::Remove { id, reply } => (Call::Remove(id), Caller::Unit(reply)),
-            Command::ReopenLog { id, reply } => (Call::ReopenLog(id), Caller::Unit(reply)),
-            Command::Exec { id, reply } => (Call::Exec(id), Caller::Exec(reply)),
-            Command::Update { id, update, reply } => (Call::Update(id, update), Caller::Unit(reply)),
-            Command::UpdatePod { resources, reply } => (Call::UpdatePod(resources), Caller::Unit(reply)),
-        };
-        let waiter = Waiter(self.next_caller);
-        self.next_caller += 1;
-        self.callers.insert(waiter, caller);
-        self.input(Input::Call(waiter, call));
+        if let Some((waiter, call)) = self.callers.add(command) {
+            self.input(Input::Call(waiter, call));
+        }
     }
 
     fn event(&mut self, event: Event) {
@@ -283,7 +253,7 @@ impl Driver {
                 self.offered = connection;
                 self.input(Input::Dialled(dialled));
             }
-            // A timer that was started again.
+            // A timer that was started again: this is its earlier wait.
             Err(error) if error.is_cancelled() => {}
             Err(error) => {
                 tracing::error!(%error, "a timer or an attempt to connect panicked");
@@ -306,7 +276,7 @@ impl Driver {
     fn perform_one(&mut self, action: Action) {
         let published = self.registry.published();
         match action {
-            Action::Answer(waiter, answer) => self.answer(waiter, answer),
+            Action::Answer(waiter, answer) => self.callers.answer(waiter, answer, self.client.as_ref()),
             Action::ReplyToRun(outcome) => drop(self.run_reply.send_replace(Some(outcome))),
             Action::ReleaseName => self.registry.release(&self.life.record().id),
             Action::PublishPod(record, silent_since) => published.put_pod(record, silent_since),
@@ -409,36 +379,6 @@ impl Driver {
         });
         if let Some(earlier) = self.timers.insert(timer, wait) {
             earlier.abort();
-        }
-    }
-
-    /// Sends the reply to a caller, which may have gone.
-    fn answer(&mut self, waiter: Waiter, answer: Result<Answer, Error>) {
-        let odd = |answer| Error::internal(format!("the pod's driver answered {answer:?}"));
-        match (self.callers.remove(&waiter), answer) {
-            (None, answer) => tracing::error!(?waiter, ?answer, "bug in copepod: a second reply to a call"),
-            (Some(Caller::Unit(reply)), answer) => {
-                drop(reply.send(answer.and_then(|answer| match answer {
-                    Answer::Done => Ok(()),
-                    answer => Err(odd(answer)),
-                })));
-            }
-            (Some(Caller::Create(reply)), answer) => {
-                drop(reply.send(answer.and_then(|answer| match answer {
-                    Answer::Created(id) => Ok(id),
-                    answer => Err(odd(answer)),
-                })));
-            }
-            (Some(Caller::Exec(reply)), answer) => {
-                let client = self.client.clone();
-                drop(reply.send(answer.and_then(|answer| match (answer, client) {
-                    (Answer::MayExec(record), Some(client)) => Ok(Ticket { client, record }),
-                    (Answer::MayExec(_), None) => {
-                        Err(Error::new(ErrorKind::Unavailable, "the connection to the shim was lost"))
-                    }
-                    (answer, _) => Err(odd(answer)),
-                })));
-            }
         }
     }
 }

@@ -153,7 +153,7 @@ fn shims_limit(limit: Duration) -> u64 {
     u64::try_from(limit.saturating_add(SLACK).as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Kills the command. Returns the last words of the error text for the caller.
+/// Kills the command. Returns the end of the caller's error text.
 async fn killed(guard: &mut Guard) -> &'static str {
     let ended = match guard.kill() {
         // Usually the kill takes effect at once. A process that hangs in the kernel does not delay the reply.
@@ -190,7 +190,7 @@ fn plan(
     })?;
     let security = &record.config.security;
     let seccomp = match &security.seccomp {
-        // The template has the filter that the container was created with; the file may have changed since.
+        // The template has the filter that the container was created with; the profile's file may have changed since.
         model::SeccompProfile::Localhost(_) => None,
         _ if security.privileged => None,
         profile => context.compiler.program(profile, template.caps.bounding)?,

@@ -12,6 +12,7 @@ use super::life::LaunchFailed;
 use super::plan::memfd;
 use super::scope::{self, Holder};
 use super::{foreign, teardown};
+use crate::apparmor::Subject;
 use crate::cgroups::{leaf_path, pod_parent};
 use crate::error::Error;
 use crate::seccomp::Compiled;
@@ -220,8 +221,11 @@ async fn prepare_pause(context: Arc<Context>, record: PodRecord) -> Result<Prepa
     } else {
         foreign::seccomp(&context, record.id.as_str(), &record.config.security.seccomp, 0).await?
     };
+    let security = &record.config.security;
+    let (privileged, asked) = (security.privileged, &security.apparmor);
+    let apparmor = context.apparmor.profile(Subject { privileged, asked, by_default: false }).await?;
     let id = record.id.clone();
-    let work = move || make_leaf(&context, &record, seccomp);
+    let work = move || make_leaf(&context, &record, seccomp, apparmor);
     let fds = lanes::run(lanes::kill(), id.as_str(), "prepare pause", work).await?;
     Ok(Prepared { fds, holder })
 }
@@ -231,11 +235,12 @@ fn make_leaf(
     context: &Context,
     record: &PodRecord,
     seccomp: Option<Arc<Compiled>>,
+    apparmor: String,
 ) -> Result<Vec<OwnedFd>, Error> {
     let parent = pod_parent(record)?;
     let leaf = context.cgroups.create_pause_leaf(&leaf_path(&parent, &record.id))?;
     let seccomp = seccomp.map(|compiled| compiled.program.clone());
-    let plan = spec::pause(spec::PauseInput { pod: record, cgroup: leaf.plan, seccomp })?;
+    let plan = spec::pause(spec::PauseInput { pod: record, cgroup: leaf.plan, seccomp, apparmor })?;
     let mut fds = vec![memfd("pause-plan", &plan)?];
     fds.extend(leaf.folders);
     Ok(fds)

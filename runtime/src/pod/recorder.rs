@@ -97,7 +97,7 @@ impl<T: Serialize + Send + Sync + 'static> Recorder<T> {
                 recorder.late.fetch_sub(1, Ordering::AcqRel);
             });
         } else {
-            // This one is behind the late ones, and one of these will write the latest content.
+            // This write is not needed: one of the late ones before it will write the latest content.
             drop(writing);
             self.late.fetch_sub(1, Ordering::AcqRel);
         }
@@ -113,7 +113,7 @@ impl<T: Serialize + Send + Sync + 'static> Recorder<T> {
     ) -> Result<(), Error> {
         let turn = Arc::clone(&self.writing).lock_owned().await;
         let content = Arc::clone(&self.newest.lock().unwrap_or_else(PoisonError::into_inner));
-        // The turn ends with the work, even if nobody waits for its result.
+        // The lock is released when the write has ended, even if nobody waits for its result.
         let (_turn, written) = blocking("write a record", move || Ok((turn, write(&content)))).await?;
         written
     }

@@ -51,7 +51,7 @@ pub(super) async fn settle(context: &Arc<Context>, record: &Arc<ContainerRecord>
             Err(Error::new(ErrorKind::Aborted, "the daemon ended during the update, which was undone"))
         }
         Err(error) => {
-            tracing::error!(container = %record.id, error = %error.text(), "cannot undo an update during which the daemon had ended: its limits may be those of the request in part, until the next update");
+            tracing::error!(container = %record.id, error = %error.text(), "cannot undo an update during which the daemon had ended: until the next update some limits may be those of the request");
             Err(error)
         }
     }
@@ -80,7 +80,7 @@ fn set_oom_score_adj(context: &Context, record: &ContainerRecord, adj: i64) {
     let adj = i32::try_from(adj).unwrap_or_default();
     match context.cgroups.set_oom_score_adj(&record.cgroup, record.pid, adj) {
         Ok(Some(set)) if set != adj => {
-            tracing::warn!(container = %record.id, wanted = adj, set, "oom_score_adj is not allowed here, it is the nearest allowed value");
+            tracing::warn!(container = %record.id, wanted = adj, set, "this host does not allow the wanted oom_score_adj: the nearest allowed value is set");
         }
         Ok(_) => {}
         Err(error) => {

@@ -22,7 +22,7 @@ use wire::{ExitFacts, Request};
 /// Time limit for a request for which the shim only makes a system call. If the shim is silent, the daemon makes the
 /// call itself.
 const REQUEST: Duration = Duration::from_secs(2);
-/// Time limit for the shim to reap what it has killed. If a process hangs in the kernel, it cannot.
+/// Time limit for the shim to reap processes that were killed. One that hangs in the kernel cannot be reaped.
 const KILL: Duration = Duration::from_secs(10);
 /// Number and interval of the checks whether a killed init can be reaped.
 const CHECKS: u32 = 20;

@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
-/// How long a create takes until its worker is looked at.
+/// How long a create must have taken before its worker is looked at.
 const FIRST: Duration = Duration::from_secs(1);
 /// Pause between two looks.
 const AGAIN: Duration = Duration::from_secs(2);

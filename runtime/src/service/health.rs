@@ -1,6 +1,7 @@
 //! Replies of Version, Status and RuntimeConfig. Status announces an optional feature only if it is implemented and, where
 //! it depends on the host, was measured.
 
+use crate::apparmor::{AppArmor, Support};
 use crate::cgroups::Driver;
 use crate::config::Config;
 use crate::operations::{Operation, UnderWay};
@@ -46,6 +47,8 @@ pub(super) struct Features<'a> {
     pub(super) recursive_read_only: bool,
     /// Who makes the cgroups of new pods.
     pub(super) cgroup_driver: Driver,
+    /// AppArmor.
+    pub(super) apparmor: &'a AppArmor,
 }
 
 /// Conditions, handlers and features. Does not block, because the node's heartbeat depends on it. `root` is
@@ -111,12 +114,18 @@ fn info(
         "supported": measured.user_namespaces.is_none(),
         "problem": measured.user_namespaces,
     });
+    let apparmor = serde_json::json!({
+        "enabled": measured.apparmor.support() == Support::On,
+        "defaultProfile": measured.apparmor.default_profile(),
+        "problem": measured.apparmor.problem(),
+    });
     [
         ("config", config.to_json().to_string()),
         ("network", network.to_string()),
         ("build", build.to_string()),
         ("operations", operations(under_way).to_string()),
         ("userNamespaces", users.to_string()),
+        ("appArmor", apparmor.to_string()),
         ("cniconfig", cni.to_string()),
         ("lastCNILoadStatus", last),
     ]
@@ -231,14 +240,21 @@ mod tests {
     #[test]
     fn what_user_namespaces_lack_is_shown() {
         let idle = UnderWay { count: 0, oldest: Vec::new() };
+        let apparmor = AppArmor::new(Support::Absent);
         let without = Features {
             user_namespaces: Some("too old"),
             recursive_read_only: true,
             cgroup_driver: Driver::Cgroupfs,
+            apparmor: &apparmor,
         };
         let reply = status(&readiness(None), None, without, &Config::default(), Some(&idle));
         let users: serde_json::Value = serde_json::from_str(&reply.info["userNamespaces"]).unwrap();
         assert_eq!(users, serde_json::json!({ "supported": false, "problem": "too old" }));
+        let apparmor: serde_json::Value = serde_json::from_str(&reply.info["appArmor"]).unwrap();
+        assert_eq!(
+            apparmor,
+            serde_json::json!({ "enabled": false, "defaultProfile": null, "problem": null })
+        );
         let announced = reply.runtime_handlers[0].features.unwrap();
         assert!(!announced.user_namespaces && announced.recursive_read_only_mounts);
     }
@@ -246,10 +262,12 @@ mod tests {
     #[test]
     fn network_condition_follows_and_only_what_is_there_is_announced() {
         let config = Config::default();
+        let apparmor = AppArmor::new(Support::Absent);
         let without = Features {
             user_namespaces: Some("too old"),
             recursive_read_only: false,
             cgroup_driver: Driver::Cgroupfs,
+            apparmor: &apparmor,
         };
         let reply = status(&readiness(Some("no conflist")), None, without, &config, None);
         let conditions = reply.status.unwrap().conditions;
@@ -271,13 +289,24 @@ mod tests {
             ..cri::RuntimeFeatures::default()
         };
         assert_eq!(reply.features, Some(features));
-        let idle = UnderWay { count: 0, oldest: Vec::new() };
-        let all =
-            Features { user_namespaces: None, recursive_read_only: true, cgroup_driver: Driver::Cgroupfs };
-        let ready = status(&readiness(None), None, all, &config, Some(&idle));
+        let all = Features {
+            user_namespaces: None,
+            recursive_read_only: true,
+            cgroup_driver: Driver::Cgroupfs,
+            apparmor: &apparmor,
+        };
+        let ready = status(&readiness(None), None, all, &config, None);
         let announced = ready.runtime_handlers[0].features.unwrap();
         assert!(announced.user_namespaces && announced.recursive_read_only_mounts);
         assert!(ready.status.unwrap().conditions[1].status);
+    }
+
+    #[test]
+    fn what_verbose_status_shows_is_json() {
+        let apparmor = AppArmor::new(Support::Absent);
+        let idle = UnderWay { count: 0, oldest: Vec::new() };
+        let all = Features { user_namespaces: None, recursive_read_only: true, apparmor: &apparmor };
+        let ready = status(&readiness(None), None, all, &Config::default(), Some(&idle));
         let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();
         assert_eq!(config["stateDir"], "/run/copepod");
         // Values are shown as they are written in the configuration.

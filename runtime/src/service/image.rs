@@ -1,7 +1,7 @@
 //! ImageService. It decides nothing itself: see `convert` and the image crate.
 
 use super::status::Failure;
-use super::{Backend, MAY_COMPLETE, NOTHING_CONTINUES, convert, handle, streams};
+use super::{Backend, MAY_COMPLETE, NOTHING_CONTINUES, chunks, convert, handle};
 use crate::{lanes, memory, operations};
 use cri_api::v1 as cri;
 use cri_api::v1::image_service_server::ImageService;
@@ -111,7 +111,7 @@ impl ImageService for Images {
     ) -> Result<Response<BoxStream<cri::StreamImagesResponse>>, Status> {
         handle("StreamImages", request, NOTHING_CONTINUES, async |cri::StreamImagesRequest { filter }| {
             let items = self.selected(filter)?.into_iter().map(|image| convert::image(&image));
-            Ok(streams::chunks(items, |images| cri::StreamImagesResponse { images }))
+            Ok(chunks::list(items, |images| cri::StreamImagesResponse { images }))
         })
         .await
     }

@@ -23,8 +23,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a call waits for the size of the layers' file system. It is in memory; a call goes without it if the disk
-/// hangs.
+/// How long a call waits for the size of the layers' file system, which the kernel has in memory. If the disk hangs, the
+/// reply does without it.
 const FILESYSTEM_LIMIT: Duration = Duration::from_millis(200);
 /// How long a call waits for the first walk of the writable layers of new containers: metrics are complete right after
 /// a container's start, unless its layer has many files already.

@@ -8,6 +8,7 @@
 //! ```
 
 mod authority;
+mod chunks;
 mod connection;
 mod convert;
 mod deadline;
@@ -18,13 +19,14 @@ mod health;
 mod image;
 mod metrics;
 mod runtime;
+mod self_probe;
 mod server;
 mod stats_cache;
 mod status;
-mod streams;
 #[cfg(test)]
 mod tests;
 
+use crate::apparmor::AppArmor;
 use crate::cgroups;
 use crate::config::Config;
 use crate::node::Node;
@@ -42,6 +44,7 @@ use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
 
 pub(crate) use metrics::Metrics;
+pub(crate) use self_probe::{SelfProbeError, probe_socket};
 pub(crate) use server::Error;
 pub(crate) use server::{Socket, serve};
 pub(crate) use stats_cache::{StatsCache, sample as sample_stats};
@@ -59,6 +62,8 @@ pub(crate) struct Backend {
     pub(crate) root: Root,
     /// Whether pods can have user namespaces.
     pub(crate) user_namespaces: UserNamespaces,
+    /// AppArmor.
+    pub(crate) apparmor: AppArmor,
     /// Stats of containers and pods.
     pub(crate) stats: Arc<StatsCache>,
     /// Metrics of pods and containers.
@@ -88,7 +93,7 @@ async fn handle<Q, T, F: Future<Output = Result<T, Failure>>>(
         None => running.await,
         Some(left) => match tokio::time::timeout(left, running.as_mut()).await {
             Ok(result) => result,
-            // The work is dropped at the end, so that it can still tell where it is.
+            // The work still exists here, so that the error can say which step it is in.
             Err(_) => Err(Failure::late(left, &call, late)),
         },
     };

@@ -177,7 +177,9 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
     })?;
     // Without a free thread it is read here: a host that is not known would accept profiles and not apply them, and no
     // client is served yet.
-    let host = lanes::stats().run(Host::detect).await.unwrap_or_else(|_| Host::detect());
+    let apparmor = backend.apparmor.support();
+    let detect = move || Host::detect(apparmor);
+    let host = lanes::stats().run(detect).await.unwrap_or_else(|_| detect());
     host.warn();
     let node = backend.node.clone();
     let stop = stopping.clone();

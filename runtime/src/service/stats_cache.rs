@@ -61,7 +61,7 @@ pub(super) struct PodReading {
 }
 
 fn note(requested: &Mutex<Option<Instant>>) {
-    // A time cannot be half-changed.
+    // A poisoned lock is used: a panic cannot leave a time half-written.
     *requested.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
 }
 
@@ -251,8 +251,8 @@ impl StatsCache {
         attached.inspect_err(|error| tracing::debug!(%error, "no stats of this container")).is_ok()
     }
 
-    /// Reads a container's files. If they were closed since they were opened, or if their cgroup was removed, they are
-    /// opened again: another call may have closed them, which took its list of containers before this one was running.
+    /// Reads a container's files. If they were closed meanwhile, or their cgroup was removed, they are opened again: a call
+    /// whose list of containers is from before this one's start closes them.
     fn read(&self, container: &ContainerRecord) -> Option<ContainerStats> {
         if !is_running(container) {
             return None;

@@ -62,6 +62,7 @@ impl Fixture {
         let stats = Arc::new(StatsCache::new(StatsReader::new(cgroups.clone()), layout.clone()));
         let metrics = Arc::new(Metrics::new(cgroups.clone(), Arc::clone(&stats), &layout));
         let root = crate::root::Root::new(layout.clone());
+        let apparmor = crate::apparmor::AppArmor::new(crate::apparmor::Support::Absent);
         let node = Node::open(NodeOptions {
             layout,
             root: root.clone(),
@@ -70,6 +71,7 @@ impl Fixture {
             cni: cni.clone(),
             cgroups,
             compiler: Arc::new(Compiler::new()),
+            apparmor: apparmor.clone(),
             shim_binary: path("copepod-shim"),
             pause_binary: path("pause"),
             mount_namespace: config.mount_namespace.path().into(),
@@ -91,8 +93,19 @@ impl Fixture {
         let urls = Server::bind(options).await.unwrap().urls();
         let user_namespaces = UserNamespaces::known(None);
         let config = watch::channel(config).1;
-        let backend =
-            Backend { node, images, cni, root, user_namespaces, stats, metrics, urls, cgroup_driver, config };
+        let backend = Backend {
+            node,
+            images,
+            cni,
+            root,
+            user_namespaces,
+            apparmor,
+            stats,
+            metrics,
+            urls,
+            cgroup_driver,
+            config,
+        };
         let serving = tokio::spawn(serve(socket, backend, Shutdown::of(stopping)));
         let channel = Endpoint::from_shared(address).unwrap().connect().await.unwrap();
         Self {
@@ -149,6 +162,19 @@ async fn an_empty_node_answers_kubelets_first_calls() {
     stop.send_replace(true);
     tokio::time::timeout(Duration::from_secs(20), serving).await.expect("stops").unwrap().unwrap();
     assert!(!folder.path().join("run/copepod.sock").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemons_probe_of_itself_succeeds_until_the_server_stops() {
+    let Fixture { stop, serving, folder, .. } = Fixture::new().await;
+    let socket = folder.path().join("run/copepod.sock");
+    for _ in 0..3 {
+        probe_socket(&socket).await.unwrap();
+    }
+    stop.send_replace(true);
+    serving.await.unwrap().unwrap();
+    let stopped = probe_socket(&socket).await;
+    assert!(matches!(stopped, Err(SelfProbeError::Connect(_))), "{stopped:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

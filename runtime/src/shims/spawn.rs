@@ -125,7 +125,7 @@ pub(crate) fn short_path(socket: &Path) -> Result<ShortPath, Error> {
     Ok(ShortPath { path, _folder: folder })
 }
 
-/// Reaps a shim in the background when it ends, so that it does not stay a zombie. The task returns how it ended, or
+/// Reaps a child in the background when it ends, so that it does not stay a zombie. The task returns how it ended, or
 /// `None` if that is not known.
 pub(crate) fn reap_later(child: Child) -> JoinHandle<Option<WaitIdStatus>> {
     tokio::spawn(async move {
@@ -137,11 +137,11 @@ pub(crate) fn reap_later(child: Child) -> JoinHandle<Option<WaitIdStatus>> {
         };
         match outcome.await {
             Ok(ended) => {
-                tracing::debug!(pid, "shim reaped");
+                tracing::debug!(pid, "child reaped");
                 ended
             }
             Err(error) => {
-                tracing::warn!(pid, %error, "cannot reap a shim");
+                tracing::warn!(pid, %error, "cannot reap a child");
                 None
             }
         }

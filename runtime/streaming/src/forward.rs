@@ -96,7 +96,7 @@ enum Wire {
 
 impl Session {
     /// A session right after the upgrade. `ports` are the request's (CRI's PortForwardRequest); only the old form uses
-    /// them, as with SPDY each connection names its port. The streams of a connection may be created `wait` apart.
+    /// them, as with SPDY each connection names its port. `wait`: longest time between the two streams of a connection.
     ///
     /// # Errors
     /// More ports than the old form has channels for.
@@ -190,7 +190,7 @@ impl Session {
     }
 
     /// Ends a connection in both directions and frees its place: after both have ended, after [`Event::Reset`], or
-    /// with the reason why it failed. Go's clients give up the whole session when there is one.
+    /// with the reason why it failed. At a reason, Go's clients give up the whole session.
     pub fn close(&mut self, id: Id, failure: Option<&str>) {
         match &mut self.0 {
             Wire::Pairs(pairs) => pairs.close(id, failure),

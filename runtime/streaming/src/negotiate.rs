@@ -23,16 +23,16 @@ use crate::remote::Version;
 use crate::websocket::Codec;
 use crate::{forward, remote};
 
-/// What SPDY's clients offer, and what was chosen.
+/// SPDY's header for protocols: those that the client offers, and in the response the chosen one.
 const SPDY_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
-/// What they could have offered.
+/// SPDY's header of a refusal: the protocols that the client could have offered.
 const SPDY_ACCEPTED: HeaderName = HeaderName::from_static("x-accepted-stream-protocol-versions");
-/// RFC 6455, 4.2.2.
+/// What is hashed with the client's key (RFC 6455, 4.2.2).
 const WEBSOCKET_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
-/// The only version there is.
+/// The only version of WebSocket.
 const WEBSOCKET_VERSION: &str = "13";
 
-/// A name of a protocol, and what it means; the empty one is the absence of names.
+/// Names of protocols, and what each means. The empty name is for clients that offer none.
 type Names<P> = &'static [(&'static str, P)];
 
 const REMOTE_SPDY: Names<remote::Protocol> = &[
@@ -63,7 +63,7 @@ const FORWARD_WEBSOCKET: Names<forward::Protocol> = &[
 /// What was agreed on.
 #[derive(Debug)]
 pub struct Upgrade<P> {
-    /// Speaks after the response: first the bytes that the HTTP parser has already read, then those of the socket.
+    /// The protocol after the response. The HTTP parser may have read the first bytes of it with the request.
     pub protocol: P,
     /// 101 with its headers.
     pub response: Response<()>,

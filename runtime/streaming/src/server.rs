@@ -60,7 +60,7 @@ const MAX_HANDSHAKES: usize = 128;
 /// Maximum number of forwarded connections at a time, of all sessions; one session has up to 512
 /// ([`crate::forward::MAX_CONNECTIONS`]). Each costs the daemon descriptors and memory.
 const MAX_FORWARDED: usize = 2048;
-/// How long a server that stops waits for its clients to take what it says.
+/// How long a server that stops waits for its clients to receive the reason.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -279,7 +279,7 @@ struct Waiting {
 impl Handshakes {
     /// Starts a connection, which calls [`Handshakes::end`] with its place before it has a session.
     fn begin(&self, spawn: impl FnOnce(u64) -> AbortHandle) {
-        // Held meanwhile, so that the connection's `end` finds its entry.
+        // Locked until the entry is added: the connection may call `end` at once.
         let mut waiting = self.lock();
         let place = waiting.next;
         waiting.next += 1;

@@ -68,11 +68,6 @@ pub fn join(dir: BorrowedFd<'_>, unified: bool) -> io::Result<()> {
     write(dir, if unified { "cgroup.procs" } else { "tasks" }, "0")
 }
 
-/// Whether the folder is in a cgroup2 file system (statfs(2)).
-pub fn is_unified(dir: BorrowedFd<'_>) -> bool {
-    rustix::fs::fstatfs(dir).is_ok_and(|facts| facts.f_type == libc::CGROUP2_SUPER_MAGIC)
-}
-
 /// Moves the calling process, which must have one thread, to a v2 cgroup below `dir`: the one with the process
 /// `preferred`, or else the first that has processes and accepts another one. For a cgroup that [`join`] refuses with
 /// EBUSY: one with cgroups below it that have controllers cannot have processes itself (cgroups(7), "no internal

@@ -15,6 +15,12 @@ pub fn monotonic_ms() -> u64 {
     u64::try_from(time.tv_sec().saturating_mul(1000).saturating_add(time.tv_nsec() / 1_000_000)).unwrap_or(0)
 }
 
+/// Microseconds of the monotonic clock, as [`monotonic_ms`].
+pub fn monotonic_us() -> u64 {
+    let time = read(ClockId::CLOCK_MONOTONIC);
+    u64::try_from(time.tv_sec().saturating_mul(1_000_000).saturating_add(time.tv_nsec() / 1000)).unwrap_or(0)
+}
+
 /// Every Linux has both clocks, so the call does not fail.
 fn read(clock: ClockId) -> TimeSpec {
     clock.now().unwrap_or(TimeSpec::new(0, 0))

@@ -3,6 +3,7 @@
 //! Returned descriptors are owned, and those in arguments are borrowed; errors are the kernel's. This crate
 //! does not know pods.
 
+pub mod apparmor;
 pub mod beneath;
 pub mod bpf;
 pub mod cgroup;

@@ -1,7 +1,17 @@
 //! The mount interface by descriptors (fsopen(2), open_tree(2), move_mount(2), mount_setattr(2), openat2(2)):
 //! a path is resolved only once.
+//!
+//! `attributes`: flags, propagation and id-mapping; `filesystem`: creating one. Here: copying, attaching, detaching and
+//! telling mounts apart.
 
-use std::ffi::CStr;
+mod attributes;
+mod filesystem;
+
+pub use attributes::{
+    Attributes, PropagationType, add_attributes, add_attributes_below, change, idmap, set_propagation,
+};
+pub use filesystem::{FsOption, create, create_at, errno, tmpfs, with_text};
+
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -9,109 +19,9 @@ use std::path::Path;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, fstat, openat, statx,
 };
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
-    move_mount, open_tree, unmount,
-};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 
 use crate::beneath;
-
-/// Mount attributes of `mount_setattr(2)`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Attributes {
-    /// Read-only.
-    pub readonly: bool,
-    /// Set-user-id bits are ignored.
-    pub nosuid: bool,
-    /// Device nodes cannot be opened.
-    pub nodev: bool,
-    /// Programs cannot be executed.
-    pub noexec: bool,
-}
-
-impl Attributes {
-    fn bits(self) -> u64 {
-        let bit = |on: bool, flag: MountAttrFlags| if on { u64::from(flag.bits()) } else { 0 };
-        bit(self.readonly, MountAttrFlags::MOUNT_ATTR_RDONLY)
-            | bit(self.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID)
-            | bit(self.nodev, MountAttrFlags::MOUNT_ATTR_NODEV)
-            | bit(self.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC)
-    }
-}
-
-/// Propagation type of a mount (mount_namespaces(7)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PropagationType {
-    /// Private.
-    Private,
-    /// Slave: mounts are received.
-    Slave,
-    /// Shared: mounts are received from the peer group and sent to it.
-    Shared,
-}
-
-impl PropagationType {
-    fn flags(self) -> MountPropagationFlags {
-        match self {
-            Self::Private => MountPropagationFlags::PRIVATE,
-            Self::Slave => MountPropagationFlags::DOWNSTREAM,
-            Self::Shared => MountPropagationFlags::SHARED,
-        }
-    }
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct MountAttr {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    userns: u64,
-}
-
-fn set(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> io::Result<()> {
-    const AT_RECURSIVE: u32 = 0x8000;
-    let flags = AtFlags::EMPTY_PATH.bits() | if recursive { AT_RECURSIVE } else { 0 };
-    let path: &CStr = c"";
-    // Neither rustix nor nix has this call.
-    // SAFETY: mount_setattr(2) reads the path, a C string, and `attr`, a `struct mount_attr` of the size that is passed;
-    // both live across the call. The descriptor is open because it is borrowed.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            path.as_ptr(),
-            flags,
-            std::ptr::from_ref(attr),
-            size_of::<MountAttr>(),
-        )
-    };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Adds attributes to one mount, attached or not; no attribute is removed.
-///
-/// # Errors
-/// EPERM; EINVAL if `mount` is not the root of a mount.
-pub fn add_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Result<()> {
-    match attributes.bits() {
-        0 => Ok(()),
-        set_bits => set(mount, false, &MountAttr { set: set_bits, ..MountAttr::default() }),
-    }
-}
-
-/// Adds attributes to a mount and to all mounts below it, or to none of them. The mounts below must not change in the
-/// meantime, as in a detached private tree.
-///
-/// # Errors
-/// As [`add_attributes`].
-pub fn add_attributes_below(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Result<()> {
-    match attributes.bits() {
-        0 => Ok(()),
-        set_bits => set(mount, true, &MountAttr { set: set_bits, ..MountAttr::default() }),
-    }
-}
 
 /// Whether [`add_attributes_below`] works for the caller, tried on a new tmpfs that is attached nowhere.
 pub fn can_set_attributes_below() -> bool {
@@ -122,27 +32,6 @@ pub fn can_set_attributes_below() -> bool {
         Ok(rustix::fs::fstatvfs(&tree)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
     };
     tried().unwrap_or(false)
-}
-
-/// Id-maps one detached mount, not those below it: its files have the owners that the user namespace `users` maps them
-/// to. An id that is not mapped becomes nobody's.
-///
-/// # Errors
-/// EINVAL if the file system cannot be id-mapped, or the mount is attached; EPERM if it is id-mapped already, or the
-/// file system belongs to another user namespace.
-pub fn idmap(mount: BorrowedFd<'_>, users: BorrowedFd<'_>) -> io::Result<()> {
-    const IDMAP: u64 = 0x10_0000;
-    let userns = u64::from(users.as_raw_fd().unsigned_abs());
-    set(mount, false, &MountAttr { set: IDMAP, userns, ..MountAttr::default() })
-}
-
-/// Sets the propagation type of one mount, or of it and all mounts below it.
-///
-/// # Errors
-/// As [`add_attributes`].
-pub fn set_propagation(mount: BorrowedFd<'_>, to: PropagationType, recursive: bool) -> io::Result<()> {
-    let propagation = to.flags().bits().into();
-    set(mount, recursive, &MountAttr { propagation, ..MountAttr::default() })
 }
 
 /// A detached copy of the mount that contains `source`, with `source` as its root. The kernel removes it when the last
@@ -181,97 +70,6 @@ pub fn join_group(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
         | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH
         | MoveMountFlags::MOVE_MOUNT_SET_GROUP;
     Ok(move_mount(from, "", to, "", flags)?)
-}
-
-/// One option of a new file system.
-#[derive(Debug, Clone, Copy)]
-pub enum FsOption<'a> {
-    /// `key`.
-    Flag(&'a str),
-    /// `key=value`.
-    Value(&'a str, &'a str),
-}
-
-/// Creates a file system of `kind`, which is not attached yet. If the kernel gives reasons in addition to the errno,
-/// the error contains them.
-///
-/// # Errors
-/// ENODEV for an unknown kind; EINVAL for an unknown option; those of the file system.
-pub fn create(kind: &str, options: &[FsOption<'_>], attributes: Attributes) -> io::Result<OwnedFd> {
-    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    let build = || {
-        for option in options {
-            match option {
-                FsOption::Flag(key) => fsconfig_set_flag(&context, *key)?,
-                FsOption::Value(key, value) => fsconfig_set_string(&context, *key, *value)?,
-            }
-        }
-        fsconfig_create(&context)?;
-        let bits = u32::try_from(attributes.bits()).unwrap_or(0);
-        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::from_bits_retain(bits))
-    };
-    build().map_err(|errno| explain(&context, errno))
-}
-
-/// Mounts a file system of `kind` at `target` by mount(2), for options that fsconfig(2) does not take.
-///
-/// # Errors
-/// As [`create`]; EINVAL for options of more than a page.
-pub fn create_at(kind: &str, target: &Path, options: &str) -> io::Result<()> {
-    let options = std::ffi::CString::new(options)?;
-    Ok(rustix::mount::mount(kind, target, kind, rustix::mount::MountFlags::empty(), options.as_c_str())?)
-}
-
-/// Adds the messages in the context's log (each read returns one).
-fn explain(context: &OwnedFd, errno: rustix::io::Errno) -> io::Error {
-    let mut text = String::new();
-    let mut buffer = [0u8; 512];
-    while text.len() < 2048 {
-        match rustix::io::read(context, &mut buffer) {
-            Ok(0) | Err(_) => break,
-            Ok(length) => {
-                text.push_str(" | ");
-                text.push_str(String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).trim());
-            }
-        }
-    }
-    let plain = io::Error::from(errno);
-    if text.is_empty() {
-        plain
-    } else {
-        io::Error::new(plain.kind(), Explained { errno: errno.raw_os_error(), text })
-    }
-}
-
-/// The same error with more text; [`errno`] still returns its number.
-pub fn with_text(error: &io::Error, text: impl std::fmt::Display) -> io::Error {
-    io::Error::new(error.kind(), Explained { errno: errno(error), text: format!(" ({text})") })
-}
-
-/// An errno with the kernel's messages; [`errno`] returns the number.
-#[derive(Debug, thiserror::Error)]
-#[error("{}{text}", io::Error::from_raw_os_error(*.errno))]
-struct Explained {
-    errno: i32,
-    text: String,
-}
-
-/// The errno of an error of this module; 0 if it has none.
-pub fn errno(error: &io::Error) -> i32 {
-    let inner = error.get_ref().and_then(|e| e.downcast_ref::<Explained>()).map(|e| e.errno);
-    error.raw_os_error().or(inner).unwrap_or(0)
-}
-
-/// A tmpfs. `size` 0 leaves the kernel's default, half of memory.
-///
-/// # Errors
-/// As [`create`].
-pub fn tmpfs(mode: u32, size: u64, attributes: Attributes) -> io::Result<OwnedFd> {
-    let (mode, size) = (format!("{mode:o}"), size.to_string());
-    let options =
-        [FsOption::Value("source", "tmpfs"), FsOption::Value("mode", &mode), FsOption::Value("size", &size)];
-    let used = if size == "0" { 2 } else { 3 };
-    create("tmpfs", options.get(..used).unwrap_or(&options), attributes)
 }
 
 /// Opens a path of the caller (O_PATH). Symlinks are followed; the object itself is not opened.
@@ -379,18 +177,6 @@ pub fn detach_folder(mount: BorrowedFd<'_>) -> io::Result<()> {
     let detached = detach(Path::new("."));
     rustix::process::chdir("/")?;
     detached
-}
-
-/// Like [`set_propagation`], for the mount at `path`, by mount(2).
-///
-/// # Errors
-/// EINVAL if `path` is not the root of a mount.
-pub fn change(path: &Path, to: PropagationType, recursive: bool) -> io::Result<()> {
-    let mut flags = to.flags();
-    if recursive {
-        flags |= MountPropagationFlags::REC;
-    }
-    Ok(mount_change(path, flags)?)
 }
 
 /// Makes the mount at the working directory the root of the namespace and detaches the old one.

@@ -89,8 +89,10 @@ pub mod feature {
     pub(super) const ATTACH: &str = "attach";
     /// [`crate::ExecPlan::size`] is set before the process starts. A shim without this feature refuses plans that have it.
     pub const TERMINAL_SIZE: &str = "terminal-size";
+    /// [`crate::ProcessPlan::apparmor`] is applied. A shim without this feature refuses plans that have it.
+    pub const APPARMOR: &str = "apparmor";
     /// All features of this build.
-    pub const ALL: [&str; 5] = [STARTED_EVENT, STRICT_PLANS, EXEC_DEADLINE, ATTACH, TERMINAL_SIZE];
+    pub const ALL: [&str; 6] = [STARTED_EVENT, STRICT_PLANS, EXEC_DEADLINE, ATTACH, TERMINAL_SIZE, APPARMOR];
 }
 
 /// An object that a shim holds.

@@ -86,6 +86,10 @@ pub struct ProcessPlan {
     /// SECCOMP_FILTER_FLAG_* bits for loading it (seccomp(2)); not serialized if 0.
     #[serde(skip_serializing_if = "is_zero")]
     pub seccomp_flags: u32,
+    /// Name of the AppArmor profile that execve changes to; not serialized if empty, which leaves the process with the
+    /// profile of the shim. (Feature `apparmor`.)
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub apparmor: String,
     /// umask(2) of the process.
     pub umask: u32,
     /// oom_score_adj, raised if the host does not allow this value; `None` means 0.
@@ -402,6 +406,9 @@ pub struct PausePlan {
     pub user: User,
     /// Filter.
     pub seccomp: Option<SeccompProgram>,
+    /// As [`ProcessPlan::apparmor`].
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub apparmor: String,
     /// oom_score_adj, raised if the host does not allow this value.
     pub oom_score_adj: i32,
     /// Cgroups.

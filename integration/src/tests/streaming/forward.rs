@@ -79,13 +79,13 @@ async fn target(cx: &Context, own: bool) -> Result<(Pod, u32)> {
 }
 
 async fn talk_in_every_way(cx: &Context, pod: &Pod, port: u16) -> Result<()> {
-    for way in USUAL {
+    for variant in USUAL {
         let url = streaming::forward(&cx.cri, &pod.id, port).await?;
-        let forwarder = Forwarder::start(&cx.fixture.bin, way, &url, port).await?;
+        let forwarder = Forwarder::start(&cx.fixture.bin, variant, &url, port).await?;
         for size in [0, 5, 3 << 20] {
             talk(&forwarder, vec![b'x'; size])
                 .await
-                .with_context(|| format!("{size} bytes to port {port}, {way:?}"))?;
+                .with_context(|| format!("{size} bytes to port {port}, {variant:?}"))?;
         }
         forwarder.end().await?;
     }
@@ -123,14 +123,14 @@ async fn clientgo_forward_to_the_hosts_network(cx: Context) -> Result<()> {
 async fn clientgo_forward_of_half_closed_connections(cx: Context) -> Result<()> {
     let (pod, pid) = target(&cx, true).await?;
     let mut server = Server::start(pid, SocketAddr::from((Ipv4Addr::LOCALHOST, 7004)), true).await?;
-    for way in USUAL {
+    for variant in USUAL {
         let url = streaming::forward(&cx.cri, &pod.id, 7004).await?;
-        let got = connection(&cx.fixture.bin, way, &url, 7004, vec![b'x'; 3 << 20])
+        let got = connection(&cx.fixture.bin, variant, &url, 7004, vec![b'x'; 3 << 20])
             .await
-            .with_context(|| format!("{way:?}"))?;
+            .with_context(|| format!("{variant:?}"))?;
         ensure!(got == echo::GREETING, "the port sent {got:?}");
         let line = server.line().await?;
-        ensure!(line == format!("{} bytes after the end", 3 << 20), "{way:?}: the server says {line:?}");
+        ensure!(line == format!("{} bytes after the end", 3 << 20), "{variant:?}: the server says {line:?}");
     }
     Ok(())
 }
@@ -138,19 +138,20 @@ async fn clientgo_forward_of_half_closed_connections(cx: Context) -> Result<()> 
 /// client-go ends the whole forwarding at the first connection that fails; the error names the port.
 async fn clientgo_forward_to_a_closed_port(cx: Context) -> Result<()> {
     let (pod, _) = target(&cx, true).await?;
-    for way in USUAL {
+    for variant in USUAL {
         let url = streaming::forward(&cx.cri, &pod.id, 9).await?;
-        let forwarder = Forwarder::start(&cx.fixture.bin, way, &url, 9).await?;
+        let forwarder = Forwarder::start(&cx.fixture.bin, variant, &url, 9).await?;
         let mut bytes = Vec::new();
         let mut socket = forwarder.connect().await?;
         // The client may reset the connection.
         drop(timeout(secs(20), socket.read_to_end(&mut bytes)).await.context("it stays open")?);
-        ensure!(bytes.is_empty(), "{way:?}: a closed port sent {bytes:?}");
+        ensure!(bytes.is_empty(), "{variant:?}: a closed port sent {bytes:?}");
         forwarder.failed().await?;
         let url = streaming::forward(&cx.cri, &pod.id, 9).await?;
-        let error = connection(&cx.fixture.bin, way, &url, 9, Vec::new()).await.err().context("no error")?;
+        let error =
+            connection(&cx.fixture.bin, variant, &url, 9, Vec::new()).await.err().context("no error")?;
         let text = format!("{error:#}");
-        ensure!(text.contains("port 9") || text.contains("9:"), "{way:?}: {text}");
+        ensure!(text.contains("port 9") || text.contains("9:"), "{variant:?}: {text}");
     }
     Ok(())
 }

@@ -122,27 +122,27 @@ impl Rig {
 async fn load_by_clientgo_leaves_nothing(cx: Context) -> Result<()> {
     let rig = Rig::new(cx).await?;
     let (cx, bin) = (&rig.cx, &rig.cx.fixture.bin);
-    for way in USUAL {
+    for variant in USUAL {
         let url = streaming::forward(&cx.cri, &rig.pod.id, PORT).await?;
-        let forwarder = Forwarder::start(bin, way, &url, PORT).await?;
-        forward_many(&forwarder).await.with_context(|| format!("{way:?}"))?;
+        let forwarder = Forwarder::start(bin, variant, &url, PORT).await?;
+        forward_many(&forwarder).await.with_context(|| format!("{variant:?}"))?;
         forwarder.end().await?;
     }
     let mut sessions = Vec::new();
     for number in 0..EXECS {
-        let (tty, way) = (number % 2 == 1, USUAL[number % USUAL.len()]);
+        let (tty, variant) = (number % 2 == 1, USUAL[number % USUAL.len()]);
         let line = format!("echo up {number}; read x; echo $x; exit {number}");
         let url = streaming::exec(&cx.cri, &rig.id, &["/bin/sh", "-c", &line], tty).await?;
-        sessions.push((way, Session::start(bin, way, &url, Streams::all(tty))?));
+        sessions.push((variant, Session::start(bin, variant, &url, Streams::all(tty))?));
     }
     for (number, (_, session)) in sessions.iter_mut().enumerate() {
         session.until(&format!("up {number}")).await?;
     }
-    for (number, (way, mut session)) in sessions.into_iter().enumerate() {
+    for (number, (variant, mut session)) in sessions.into_iter().enumerate() {
         session.send(format!("word {number}\n").as_bytes()).await?;
         let ended = session.rest().await?;
-        ensure!(ended.text().contains(&format!("word {number}")), "exec {number}, {way:?}: {ended:?}");
-        ensure!(ended.code == Some(i64::try_from(number)?), "exec {number}, {way:?}: {ended:?}");
+        ensure!(ended.text().contains(&format!("word {number}")), "exec {number}, {variant:?}: {ended:?}");
+        ensure!(ended.code == Some(i64::try_from(number)?), "exec {number}, {variant:?}: {ended:?}");
     }
     rig.settled().await
 }
@@ -216,9 +216,9 @@ async fn clients_that_vanish_leave_nothing(cx: Context) -> Result<()> {
     }
     // client-go, killed while it is stopped: its socket is full of what it has not read.
     let mut stopped = Vec::new();
-    for way in USUAL {
+    for variant in USUAL {
         let url = streaming::exec(&cx.cri, &rig.id, &["/bin/sh", "-c", flood], false).await?;
-        let mut session = Session::start(bin, way, &url, Streams::all(false))?;
+        let mut session = Session::start(bin, variant, &url, Streams::all(false))?;
         session.until("flood").await?;
         proc::signal(session.pid()?, Signal::SIGSTOP)?;
         stopped.push(session);

@@ -1,4 +1,4 @@
-//! Exec and attach by client-go, in all its ways.
+//! Exec and attach by client-go, with each of its transports and protocols.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use tokio::io::AsyncWriteExt as _;
 
 use super::sleeper;
-use crate::clientgo::{Ended, Session, Told, USUAL, WAYS, Way};
+use crate::clientgo::{Ended, ExitCodeForm, Session, USUAL, VARIANTS, Variant};
 use crate::context::Context;
 use crate::expect::ensure;
 use crate::logfile::Log;
@@ -30,48 +30,48 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-async fn exec(cx: &Context, id: &str, way: Way, line: &str, streams: Streams) -> Result<Session> {
+async fn exec(cx: &Context, id: &str, variant: Variant, line: &str, streams: Streams) -> Result<Session> {
     let url = streaming::exec_with(&cx.cri, id, &["/bin/sh", "-c", line], streams).await?;
-    Session::start(&cx.fixture.bin, way, &url, streams)
+    Session::start(&cx.fixture.bin, variant, &url, streams)
 }
 
-async fn attach(cx: &Context, id: &str, way: Way, streams: Streams) -> Result<Session> {
+async fn attach(cx: &Context, id: &str, variant: Variant, streams: Streams) -> Result<Session> {
     let url = streaming::attach_with(&cx.cri, id, streams).await?;
-    Session::start(&cx.fixture.bin, way, &url, streams)
+    Session::start(&cx.fixture.bin, variant, &url, streams)
 }
 
-/// The session must have ended with this exit code, in the form in which this way reports it.
-fn code(way: Way, ended: &Ended, wanted: i64) -> Result<()> {
+/// The session must have ended with this exit code, in the form in which its protocol sends it.
+fn code(variant: Variant, ended: &Ended, wanted: i64) -> Result<()> {
     let success = ended.code == Some(0) && ended.error.is_empty();
     let text = ended.code.is_none() && ended.error.contains(&format!("exit code {wanted}"));
-    let told = match way.code {
+    let correct = match variant.exit_code {
         _ if wanted == 0 => success,
-        Told::Number => ended.code == Some(wanted),
-        Told::Text => text,
-        Told::Nothing => success,
+        ExitCodeForm::Number => ended.code == Some(wanted),
+        ExitCodeForm::Text => text,
+        ExitCodeForm::Missing => success,
     };
-    ensure!(told, "{way:?} gave {ended:?}");
+    ensure!(correct, "{variant:?} gave {ended:?}");
     Ok(())
 }
 
-/// Every combination of streams, in every way: what is asked for comes, and nothing else.
+/// Every combination of streams in every variant: the client receives what it requested, and nothing else.
 async fn clientgo_exec_matrix(cx: Context) -> Result<()> {
     let id = sleeper(&cx).await?;
-    for way in WAYS {
+    for variant in VARIANTS {
         for streams in Streams::combinations() {
             // Version 1's client waits for the end of an output, and for ever if there is none.
-            if way.code == Told::Nothing && !streams.stdout && !streams.stderr {
+            if variant.exit_code == ExitCodeForm::Missing && !streams.stdout && !streams.stderr {
                 continue;
             }
             let file = format!("/tmp/typed{}", shapes::unique());
             // A terminal without a client's input has no end of it.
             let read = if streams.tty && !streams.stdin { "" } else { "read x; " };
             let line = format!("{read}echo \"typed $x\" > {file}; echo out; echo err >&2; exit 7");
-            let mut session = exec(&cx, &id, way, &line, streams).await?;
+            let mut session = exec(&cx, &id, variant, &line, streams).await?;
             if streams.stdin {
                 session.send(b"this\n").await?;
             }
-            let ended = session.rest().await.with_context(|| format!("{way:?} {streams:?}"))?;
+            let ended = session.rest().await.with_context(|| format!("{variant:?} {streams:?}"))?;
             let (stdout, stderr) = (ended.text(), String::from_utf8_lossy(&ended.stderr).into_owned());
             let wanted = match (streams.stdout, streams.tty) {
                 (false, _) => vec![""],
@@ -79,12 +79,15 @@ async fn clientgo_exec_matrix(cx: Context) -> Result<()> {
                 // The terminal echoes what is typed, before or after the program sets itself up.
                 (true, true) => vec!["out\r\nerr\r\n", "this\r\nout\r\nerr\r\n"],
             };
-            ensure!(wanted.contains(&stdout.as_str()), "{way:?} {streams:?}: standard output is {stdout:?}");
+            ensure!(
+                wanted.contains(&stdout.as_str()),
+                "{variant:?} {streams:?}: standard output is {stdout:?}"
+            );
             ensure!(
                 (stderr == "err\n") == streams.stderr && (streams.stderr || !stderr.contains("err\n")),
-                "{way:?} {streams:?}: standard error is {stderr:?}"
+                "{variant:?} {streams:?}: standard error is {stderr:?}"
             );
-            code(way, &ended, 7).with_context(|| format!("{streams:?}"))?;
+            code(variant, &ended, 7).with_context(|| format!("{streams:?}"))?;
             let typed = if streams.stdin { "typed this" } else { "typed" };
             cx.prints(&id, &format!("cat {file}"), typed).await?;
         }
@@ -92,29 +95,34 @@ async fn clientgo_exec_matrix(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Large outputs in both directions at a time, with the client's end of input; and one way where there is none.
+/// Large outputs in both directions at a time, which the client's end of input ends; in one direction with protocols
+/// that have no such end.
 async fn clientgo_exec_of_much(cx: Context) -> Result<()> {
     let id = sleeper(&cx).await?;
-    for way in WAYS {
+    for variant in VARIANTS {
         let streams = Streams::all(false);
-        let Ended { stdout, error, .. } = if way.ends_input {
-            let mut session = exec(&cx, &id, way, "cat", streams).await?;
+        let Ended { stdout, error, .. } = if variant.ends_input {
+            let mut session = exec(&cx, &id, variant, "cat", streams).await?;
             let mut stdin = session.take_stdin()?;
             let writer = tokio::spawn(async move {
                 stdin.write_all(&pattern()).await?;
                 stdin.shutdown().await
             });
-            let ended = session.rest().await.with_context(|| format!("{way:?}"))?;
+            let ended = session.rest().await.with_context(|| format!("{variant:?}"))?;
             writer.await??;
             ended
         } else {
             let line = "i=0; while [ $i -lt 4096 ]; do echo $i; i=$((i+1)); done | sed p | head -c 8388608";
-            let small = exec(&cx, &id, way, line, streams).await?.rest().await?;
-            ensure!(small.text().lines().count() == 8192, "{way:?}: {} lines", small.text().lines().count());
-            exec(&cx, &id, way, &format!("head -c {MUCH} /dev/zero"), streams).await?.rest().await?
+            let small = exec(&cx, &id, variant, line, streams).await?.rest().await?;
+            ensure!(
+                small.text().lines().count() == 8192,
+                "{variant:?}: {} lines",
+                small.text().lines().count()
+            );
+            exec(&cx, &id, variant, &format!("head -c {MUCH} /dev/zero"), streams).await?.rest().await?
         };
-        ensure!(stdout.len() == MUCH && error.is_empty(), "{way:?}: {} bytes, {error}", stdout.len());
-        ensure!(!way.ends_input || stdout == pattern(), "{way:?}: other bytes came");
+        ensure!(stdout.len() == MUCH && error.is_empty(), "{variant:?}: {} bytes, {error}", stdout.len());
+        ensure!(!variant.ends_input || stdout == pattern(), "{variant:?}: other bytes came");
     }
     Ok(())
 }
@@ -129,17 +137,17 @@ fn pattern() -> Vec<u8> {
 
 async fn clientgo_exec_with_a_terminal(cx: Context) -> Result<()> {
     let id = sleeper(&cx).await?;
-    for way in WAYS.into_iter().filter(|way| way.sizes) {
+    for variant in VARIANTS.into_iter().filter(|variant| variant.sizes) {
         let line = "test -t 0 && test -t 1 && test -t 2 && echo up; while :; do stty size; sleep 0.1; done";
         let url = streaming::exec(&cx.cri, &id, &["/bin/sh", "-c", line], true).await?;
-        let mut session = Session::start(&cx.fixture.bin, way, &url, Streams::all(true))?;
+        let mut session = Session::start(&cx.fixture.bin, variant, &url, Streams::all(true))?;
         session.resize(91, 33)?;
         session.until("up").await?;
         session.until("33 91").await.context("the size before the start")?;
         session.resize(120, 40)?;
         session.until("40 120").await.context("the size after it")?;
         session.send(&[3]).await?;
-        code(way, &session.rest().await?, 130).context("Ctrl-C")?;
+        code(variant, &session.rest().await?, 130).context("Ctrl-C")?;
     }
     Ok(())
 }
@@ -147,30 +155,30 @@ async fn clientgo_exec_with_a_terminal(cx: Context) -> Result<()> {
 /// It ends when the process does, although the client's input has not ended.
 async fn clientgo_exec_with_input_held_open(cx: Context) -> Result<()> {
     let id = sleeper(&cx).await?;
-    for way in WAYS {
+    for variant in VARIANTS {
         for wanted in [0, 5, 255] {
-            let session = exec(&cx, &id, way, &format!("exit {wanted}"), Streams::all(false)).await?;
-            code(way, &session.rest().await?, wanted)?;
+            let session = exec(&cx, &id, variant, &format!("exit {wanted}"), Streams::all(false)).await?;
+            code(variant, &session.rest().await?, wanted)?;
         }
-        let killed = exec(&cx, &id, way, "kill -9 $$", Streams::all(false)).await?;
-        code(way, &killed.rest().await?, 137)?;
+        let killed = exec(&cx, &id, variant, "kill -9 $$", Streams::all(false)).await?;
+        code(variant, &killed.rest().await?, 137)?;
     }
     Ok(())
 }
 
 async fn clientgo_exec_that_fails(cx: Context) -> Result<()> {
-    for way in WAYS {
+    for variant in VARIANTS {
         let id = sleeper(&cx).await?;
         let url = streaming::exec(&cx.cri, &id, &["/no/such/program"], false).await?;
         let streams = Streams::all(false);
-        let ended = Session::start(&cx.fixture.bin, way, &url, streams)?.rest().await?;
-        let told = ended.error.contains("/no/such/program") && ended.code.is_none();
-        ensure!(told || way.code == Told::Nothing, "{way:?} gave {ended:?}");
+        let ended = Session::start(&cx.fixture.bin, variant, &url, streams)?.rest().await?;
+        let named = ended.error.contains("/no/such/program") && ended.code.is_none();
+        ensure!(named || variant.exit_code == ExitCodeForm::Missing, "{variant:?} gave {ended:?}");
         // The container ends in the middle of the session.
-        let mut session = exec(&cx, &id, way, "echo up; sleep 1000", streams).await?;
+        let mut session = exec(&cx, &id, variant, "echo up; sleep 1000", streams).await?;
         session.until("up").await?;
         cx.cri.stop(&id, 0).await?;
-        code(way, &session.rest().await?, 137)?;
+        code(variant, &session.rest().await?, 137)?;
     }
     Ok(())
 }
@@ -181,11 +189,11 @@ async fn clientgo_sessions_that_are_lost(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.shell("one", "while :; do echo tick; sleep 0.1; done")).await?;
     let streams = Streams { stdin: false, ..Streams::all(false) };
-    for way in USUAL {
+    for variant in USUAL {
         for killed in [false, true] {
-            let mut command = exec(&cx, &id, way, "echo up; sleep 1000", streams).await?;
+            let mut command = exec(&cx, &id, variant, "echo up; sleep 1000", streams).await?;
             command.until("up").await?;
-            let mut attached = attach(&cx, &id, way, streams).await?;
+            let mut attached = attach(&cx, &id, variant, streams).await?;
             attached.until("tick").await?;
             if killed {
                 cx.node.crash().await?;
@@ -195,7 +203,7 @@ async fn clientgo_sessions_that_are_lost(cx: Context) -> Result<()> {
             for (what, session) in [("exec", command), ("attach", attached)] {
                 let ended = session.rest().await?;
                 let failed = ended.code.is_none() && !ended.error.is_empty();
-                ensure!(failed, "{what}, {way:?}, the daemon was killed: {killed}: {ended:?}");
+                ensure!(failed, "{what}, {variant:?}, the daemon was killed: {killed}: {ended:?}");
             }
         }
     }
@@ -238,15 +246,16 @@ async fn while_typing<T>(
     result
 }
 
-/// Every combination of streams, in every way: each client gets what it asked for, and its leaving changes nothing.
+/// Every combination of streams in every variant: each client receives what it requested, and that it disconnects
+/// changes nothing.
 async fn clientgo_attach_matrix(cx: Context) -> Result<()> {
     for tty in [false, true] {
         let id = answering(&cx, tty, false).await?;
-        for way in WAYS {
+        for variant in VARIANTS {
             for streams in Streams::combinations().into_iter().filter(|streams| streams.tty == tty) {
                 let word = format!("w{}", shapes::unique());
-                let what = || format!("{way:?} {streams:?}");
-                let mut session = attach(&cx, &id, way, streams).await?;
+                let what = || format!("{variant:?} {streams:?}");
+                let mut session = attach(&cx, &id, variant, streams).await?;
                 match (streams.stdin, streams.stdout) {
                     (true, true) => {
                         session.send(format!("{word}\n").as_bytes()).await?;
@@ -266,20 +275,20 @@ async fn clientgo_attach_matrix(cx: Context) -> Result<()> {
             }
         }
         cx.exec_works(&id).await?;
-        // What the clients asked for is there at the end, in each way.
+        // Every client receives the output up to the end.
         let mut sessions = Vec::new();
-        for way in WAYS {
-            let mut session = attach(&cx, &id, way, Streams::all(tty)).await?;
+        for variant in VARIANTS {
+            let mut session = attach(&cx, &id, variant, Streams::all(tty)).await?;
             session.send(b"last\n").await?;
             session.until("got last").await?;
-            sessions.push((way, session));
+            sessions.push((variant, session));
         }
         cx.cri.stop(&id, 0).await?;
-        for (way, session) in sessions {
+        for (variant, session) in sessions {
             let ended = session.rest().await?;
-            ensure!(ended.code == Some(0) && ended.error.is_empty(), "{way:?} gave {ended:?}");
+            ensure!(ended.code == Some(0) && ended.error.is_empty(), "{variant:?} gave {ended:?}");
             let stderr = String::from_utf8_lossy(&ended.stderr).into_owned();
-            ensure!(stderr.contains("error last\n") != tty, "{way:?}: standard error is {stderr:?}");
+            ensure!(stderr.contains("error last\n") != tty, "{variant:?}: standard error is {stderr:?}");
         }
     }
     Ok(())
@@ -289,8 +298,8 @@ async fn clientgo_attach_matrix(cx: Context) -> Result<()> {
 async fn clientgo_attach_of_several(cx: Context) -> Result<()> {
     let id = answering(&cx, false, false).await?;
     let mut sessions = Vec::new();
-    for way in USUAL {
-        let mut session = attach(&cx, &id, way, Streams::all(false)).await?;
+    for variant in USUAL {
+        let mut session = attach(&cx, &id, variant, Streams::all(false)).await?;
         let word = format!("first{}", shapes::unique());
         session.send(format!("{word}\n").as_bytes()).await?;
         session.until(&format!("got {word}")).await?;
@@ -323,15 +332,15 @@ async fn clientgo_attach_of_several(cx: Context) -> Result<()> {
 }
 
 async fn clientgo_attach_ends_stdin_once(cx: Context) -> Result<()> {
-    for way in WAYS {
+    for variant in VARIANTS {
         let id = answering(&cx, false, true).await?;
-        let mut session = attach(&cx, &id, way, Streams::all(false)).await?;
+        let mut session = attach(&cx, &id, variant, Streams::all(false)).await?;
         session.send(b"one\n").await?;
         session.until("got one").await?;
-        if way.ends_input {
+        if variant.ends_input {
             session.end();
             let ended = session.rest().await?;
-            ensure!(ended.text() == "\nover\n" && ended.code == Some(0), "{way:?} gave {ended:?}");
+            ensure!(ended.text() == "\nover\n" && ended.code == Some(0), "{variant:?} gave {ended:?}");
         } else {
             session.kill().await?;
         }
@@ -346,8 +355,8 @@ async fn clientgo_attach_to_a_terminal(cx: Context) -> Result<()> {
     let line = "echo up; while :; do stty size; sleep 0.1; done";
     let id = cx.start(&pod, &cx.shell("one", line).terminal().with(|c| c.stdin = true)).await?;
     cx.said(&id, "up").await?;
-    for way in WAYS.into_iter().filter(|way| way.sizes) {
-        let mut session = attach(&cx, &id, way, Streams::all(true)).await?;
+    for variant in VARIANTS.into_iter().filter(|variant| variant.sizes) {
+        let mut session = attach(&cx, &id, variant, Streams::all(true)).await?;
         let width = 60 + u16::try_from(shapes::unique() % 100)?;
         session.resize(width, 33)?;
         session.until(&format!("33 {width}\r\n")).await?;

@@ -24,8 +24,10 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// All capabilities that a container can have: they count in the pod's user namespace only.
-pub(super) fn mighty(mut config: api::ContainerConfig) -> api::ContainerConfig {
+/// All capabilities that a container can have: they count in the pod's user namespace only. Without an AppArmor profile,
+/// which forbids mounts before the kernel's own rules are asked.
+pub(super) fn mighty(config: api::ContainerConfig) -> api::ContainerConfig {
+    let mut config = config.without_apparmor();
     config.security().capabilities =
         Some(api::Capability { add_capabilities: vec![String::from("ALL")], ..Default::default() });
     config

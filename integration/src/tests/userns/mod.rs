@@ -58,7 +58,7 @@ fn users(host: u32, length: u32) -> api::UserNamespace {
 }
 
 /// A pod's configuration with a user namespace, on its own network.
-fn mapped(cx: &Context, host: u32, length: u32) -> api::PodSandboxConfig {
+pub(super) fn mapped(cx: &Context, host: u32, length: u32) -> api::PodSandboxConfig {
     let mut config = cx.pod_config().own_network();
     config.namespaces().userns_options = Some(users(host, length));
     config

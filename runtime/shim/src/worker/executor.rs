@@ -11,6 +11,7 @@ use std::rc::Rc;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use model::User;
 use oci_spec::runtime::Spec;
+use sys::apparmor::HostProc;
 use wire::{ErrorKind, ProcessPlan};
 
 use super::late::Late;
@@ -29,6 +30,8 @@ pub(crate) struct InitData {
     pub(crate) create_pipe: OwnedFd,
     /// The process plan.
     pub(crate) process: ProcessPlan,
+    /// The host's /proc, if the process gets an AppArmor profile.
+    pub(crate) host_proc: Option<HostProc>,
     /// The user.
     pub(crate) user: User,
     /// The write end of the start pipe: execve closes it, or init writes there why its start failed; the shim reads it.
@@ -61,7 +64,7 @@ impl Executor for Init {
         let Some(data) = self.data.take() else {
             return Err(ExecutorValidationError::ArgValidationError("init was prepared twice".to_owned()));
         };
-        let InitData { late, create_pipe, process, user, start_pipe, worker } = data;
+        let InitData { late, create_pipe, process, host_proc, user, start_pipe, worker } = data;
         // libcontainer has given it another name.
         let _ = rustix::thread::set_name(TITLE);
         let prepare = || {
@@ -71,7 +74,7 @@ impl Executor for Init {
             if let Some(terminal) = console {
                 take_terminal(&terminal).map_err(stage::internal("console", "taking the terminal"))?;
             }
-            process::prepare(&process, &user, ProcessKind::Init, ErrorKind::Internal)
+            process::prepare(&process, &user, ProcessKind::Init, host_proc, ErrorKind::Internal)
         };
         let done = prepare();
         match done {

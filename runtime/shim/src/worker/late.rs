@@ -13,6 +13,7 @@ use super::hide::{self, KernelTrees};
 use super::locked::Locked;
 use super::mounts::{self, Mount};
 use super::nested::Nested;
+use super::placement;
 use super::scratch::Scratch;
 use super::stage::{Step, internal};
 use super::tree::Root;
@@ -42,12 +43,12 @@ impl Late {
             scratch.unlock_root()?;
         }
         let root = scratch.root()?;
-        let shares = self.plan.mounts.iter().any(mounts::is_shared);
+        let shares = self.plan.mounts.iter().any(placement::is_shared);
         if shares {
             scratch.unshare(&root)?;
         }
         let (last, first): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.mounts).into_iter().partition(|m| mounts::is_shared(&m.plan));
+            std::mem::take(&mut self.mounts).into_iter().partition(|m| placement::is_shared(&m.plan));
         let mut kernel_trees = KernelTrees::default();
         let mut own_dev = None;
         for mut mount in first {

@@ -2,6 +2,7 @@
 
 mod container;
 mod dev;
+mod early;
 mod executor;
 mod filesystems;
 mod hide;
@@ -10,6 +11,7 @@ mod late;
 mod locked;
 mod mounts;
 mod nested;
+mod placement;
 mod rootfs;
 mod scratch;
 mod stage;
@@ -33,6 +35,7 @@ use scratch::Scratch;
 use stage::{Step, internal, invalid};
 use users::Users;
 
+use crate::process::OfHost;
 use crate::worker_only::{Holders, Receiver, WorkerOnly};
 use crate::{bundle, process, user};
 
@@ -105,7 +108,7 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     let CreateInput { plan, kubelet_mntns, cgroups, stdio, start_pipe, holders } = input;
     let id = plan.id.clone();
     let spec = container::spec(&plan, &holders).map_err(|e| invalid("namespaces", e))?;
-    let split = mounts::split(&plan)?;
+    let split = placement::split(&plan)?;
     let users = Users::of(&plan, &holders)?;
     let locked = users.map(Locked::fork).transpose()?;
     // Folders for mounts are created with mode 0755 whatever umask the shim inherited.
@@ -118,7 +121,7 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     let table = volumes::Table::open()?;
     let sources = rootfs::clone_sources(&plan.rootfs, users)?;
     let mut late = mounts::clone_late(&split.init, &plan.cgroup, plan.namespaces.cgroup, users)?;
-    let early = mounts::clone_early(&split.worker, users)?;
+    let early_mounts = early::clone(&split.worker, users)?;
 
     // In a copy of the pod's namespace: attach the clones.
     sys::namespace::enter_mount(pod.as_fd()).map_err(internal("namespaces", "pod's mount namespace"))?;
@@ -138,9 +141,9 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     let host_uid = users.map(|users| users.host_uid(&found.user)).transpose()?;
     let nested = Users::as_root(users, || {
         rootfs::make_folders(&root, &plan.rootfs)?;
-        let namespaces = mounts::Namespaces { kubelet: kubelet_mntns.as_fd(), own: own.as_fd(), users };
+        let namespaces = early::Namespaces { kubelet: kubelet_mntns.as_fd(), own: own.as_fd(), users };
         let nested =
-            mounts::attach_early(&root, &scratch, &split.worker, early, &images, &table, &namespaces)?;
+            early::attach(&root, &scratch, &split.worker, early_mounts, &images, &table, &namespaces)?;
         if let Some(mapping) = plan.namespaces.user {
             let owner = (mapping.uid, mapping.gid);
             mounts::create_dev(&mut late, |dev| dev::populate(&root, dev, &plan.devices, owner))?;
@@ -160,7 +163,8 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     for (folder, member) in cgroups.iter().zip(&plan.cgroup.members) {
         sys::cgroup::join(folder.as_fd(), plan.cgroup.unified).map_err(internal("cgroup", &member.path))?;
     }
-    let warning = process::before_namespaces(&plan.process).map_err(internal("process", "oom_score_adj"))?;
+    let OfHost { warning, proc: host_proc } =
+        process::before_namespaces(&plan.process).map_err(internal("process", "/proc"))?;
     if let (Some(warning), Some(receiver)) = (warning, receiver.as_deref()) {
         receiver.warn(&warning);
     }
@@ -191,7 +195,7 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     };
     let worker = WorkerOnly { receiver: taken, create_pipe_read, _holders: holders };
     let user = found.user.clone();
-    let init = Init::new(InitData { late, create_pipe, process, user, start_pipe, worker });
+    let init = Init::new(InitData { late, create_pipe, process, host_proc, user, start_pipe, worker });
     let built = container::build(&id, init.clone());
     // Closes the worker's copies of init's descriptors, among them the write ends of both pipes.
     let create_pipe_read = init.take_back().map(|worker| {

@@ -120,6 +120,7 @@ impl Pod {
             env: &[],
             stdio: [None, None, Some(std::io::stderr().as_fd())],
             fds: &[listener.as_fd(), exits.as_fd(), init.as_fd(), pause.as_fd()],
+            cgroup: None,
         })
         .unwrap();
         let mut pod = Self {

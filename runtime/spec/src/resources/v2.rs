@@ -149,7 +149,8 @@ mod tests {
             cpuset_cpus: "0-1".into(),
             cpuset_mems: "0".into(),
             hugepage_limits: vec![HugepageLimit { page_size: "2MB".into(), limit: 2 << 20 }],
-            unified: [("memory.high".to_owned(), "5".to_owned()), ("memory.max".to_owned(), "6".to_owned())].into(),
+            unified: [("memory.high".to_owned(), "5".to_owned()), ("memory.max".to_owned(), "6".to_owned())]
+                .into(),
             ..Resources::default()
         };
         let writes = create(&resources);
@@ -178,7 +179,12 @@ mod tests {
 
     #[test]
     fn one_of_two_values_keeps_the_other() {
-        let old = Resources { cpu_quota: 20_000, cpu_period: 50_000, memory_limit: 5 << 20, ..Resources::default() };
+        let old = Resources {
+            cpu_quota: 20_000,
+            cpu_period: 50_000,
+            memory_limit: 5 << 20,
+            ..Resources::default()
+        };
         let update = |update: Resources| {
             let writes = v2(&old, &update, Mode::Update);
             writes.iter().map(|write| format!("{}={}", write.file, write.value)).collect::<Vec<_>>()
@@ -187,7 +193,10 @@ mod tests {
         assert_eq!(update(Resources { cpu_quota: 30_000, ..none.clone() }), ["cpu.max=30000 50000"]);
         assert_eq!(update(Resources { cpu_period: 10_000, ..none.clone() }), ["cpu.max=20000 10000"]);
         assert_eq!(update(Resources { cpu_quota: -1, ..none.clone() }), ["cpu.max=max 50000"]);
-        assert_eq!(update(Resources { memory_swap_limit: 7 << 20, ..none.clone() }), ["memory.swap.max=2097152"]);
+        assert_eq!(
+            update(Resources { memory_swap_limit: 7 << 20, ..none.clone() }),
+            ["memory.swap.max=2097152"]
+        );
         let memory = Resources { memory_limit: 6 << 20, ..none.clone() };
         assert_eq!(update(memory.clone()), ["memory.max=6291456", "memory.swap.max=0"]);
         let lifted = ["memory.max=max", "memory.swap.max=max"];

@@ -29,8 +29,8 @@ pub(super) async fn of_root(
     Ok((image, lease))
 }
 
-/// Looks up and leases the images of image volumes, and puts their ids into the record. The owner of such a lease is a
-/// part of the container's (`ImageStore::release`).
+/// Looks up and leases the images of image volumes, and puts their ids into the record. The owner of such a lease is the
+/// container's id with a number, so that `ImageStore::release` of the id releases it too.
 pub(super) async fn of_volumes(
     context: &Context,
     record: &mut ContainerRecord,

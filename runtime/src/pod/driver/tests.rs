@@ -4,6 +4,8 @@
 mod restored;
 
 use super::*;
+use crate::error::{Error, ErrorKind};
+use crate::pod::command::Reply;
 use crate::pod::fakes::{self, Fake, Order, Running};
 use crate::pod::life::{LaunchFailed, Outcome, StartError, TornDown};
 use crate::pod::registry::Reservation;

@@ -5,7 +5,7 @@ use super::{Guard, START, Ticket, pipe, plan};
 use crate::error::Error;
 use crate::lanes;
 use crate::pod::context::Context;
-use crate::pod::streams::{control, screen, sink, source};
+use crate::pod::stdio::{control, screen, sink, source};
 use crate::shims::client::{ClientError, Started, next_exec};
 use model::{ContainerRecord, Text};
 use std::io;
@@ -36,7 +36,7 @@ pub(crate) async fn session(
     size: Option<Size>,
 ) -> Result<Process, Error> {
     let Ticket { client, record } = ticket;
-    // Others get it afterwards, as a change.
+    // Shims of earlier builds get it once the process runs, as a change of the size.
     let size = size.filter(|_| client.sets_terminal_size());
     let (shared, container, pod) = (Arc::clone(context), record.id.clone(), record.pod.clone());
     let prepared = move || prepare(&shared, &record, cmd, streams, size);

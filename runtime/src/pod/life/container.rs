@@ -136,8 +136,8 @@ impl Life {
         }
     }
 
-    /// The shim reports that init has called execve. Only this event tells so if the reply to the start request
-    /// was lost with an earlier daemon, or came after the job's time limit.
+    /// The shim reports that init has called execve. This event is the only report of it if the reply to the start
+    /// request was lost with an earlier daemon, or came after the job's time limit.
     pub(super) fn start_reported(&mut self, id: &ContainerId, started_at: i64) {
         let Some(container) = self.containers.get_mut(id) else { return };
         if !matches!(container.stage, Stage::Created { .. }) {

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The drawing leaves out:
-//! - After an error a stage is left backwards: TearingDown (by way of Settling) to NotReady, RemovingShim and Removing to
-//!   Stopped. A call tries again, and so does a timer, except for a removal that a call has begun.
+//! - After an error a pod goes back: from TearingDown (by way of Settling) to NotReady, from RemovingShim and Removing to
+//!   Stopped. The next call tries again, and so does a timer, except for a removal that a call has begun.
 //! - A launch that fails ends in Removed, or in NotReady if something of it could not be undone.
 //! - A pod whose shim is dead is Killing before it is TearingDown.
 //! - Leftover is a pod, and CutOff a container, that an earlier daemon left incomplete: it is removed or undone.

@@ -124,7 +124,7 @@ impl Link {
 pub(super) struct Container {
     pub(super) record: Arc<ContainerRecord>,
     pub(super) stage: Stage,
-    /// Updates of its resources, which run beside what its stage says.
+    /// Updates of its resources, which run beside its starts and stops.
     pub(super) updates: Updates,
 }
 
@@ -321,7 +321,7 @@ impl Container {
         change(Arc::make_mut(&mut self.record));
     }
 
-    /// Ends all updates, because the container is being removed: their callers, and nothing is changed any more.
+    /// Ends all updates, because the container is being removed, and returns their callers.
     pub(super) fn take_updates(&mut self) -> Vec<Waiter> {
         if self.record.update.is_some() {
             self.change(|record| record.update = None);

@@ -1,9 +1,9 @@
 //! Updates of a container's resources, and of a pod's.
 //!
 //! Updates of one container run one after the other, beside its starts and stops. The update that runs is in the record
-//! (`ContainerRecord::update`) before its job changes anything, until its end is recorded too. Which values are true
-//! after a crash in between is decided by the cgroup: all of the new ones, or else the old ones, which the next daemon
-//! restores.
+//! (`ContainerRecord::update`) before its job changes anything, until its end is recorded too. After a crash in between,
+//! the next daemon reads the cgroup: if that has all of the new values, they are recorded; if not, the old ones are
+//! restored.
 
 use super::stage::{PodStage, RunningUpdate, Stage};
 use super::{Action, Answer, Job, Life, Waiter};
@@ -12,8 +12,8 @@ use crate::pod::admission;
 use model::{ContainerId, PodResources, Update};
 use std::sync::Arc;
 
-/// Maximum number of updates of one container that wait for the running one. kubelet has one; a lowered memory limit can
-/// take as long as the kernel writes memory to a slow disk.
+/// Maximum number of updates of one container that wait for the running one. kubelet sends one at a time. An update can
+/// take long: for a lower memory limit the kernel may have to write memory to a slow disk.
 const MAX_WAITING: usize = 8;
 
 impl Life {
@@ -99,7 +99,7 @@ impl Life {
         });
         let outcome = outcome.and(recorded.map_err(Error::from)).map_err(|error| {
             let error = error.context(format!("update container {id}"));
-            // The error is that of its removed cgroup then.
+            // The cgroup was removed at its exit, and the error says only that a file is missing.
             if exited { error.with_kind(ErrorKind::FailedPrecondition) } else { error }
         });
         container.updates.running = Some(RunningUpdate::Recording(caller, outcome));

@@ -17,8 +17,8 @@ mod mount;
 mod pod;
 mod resources;
 mod security;
+mod sessions;
 mod stats;
-mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -29,9 +29,10 @@ pub(super) use mount::mounts_out;
 pub(super) use pod::{pod_item, pod_status, run_request};
 pub(super) use resources::{update_container, update_pod};
 pub(super) use security::namespaces_out;
+pub(super) use sessions::{attach, exec, port_forward};
 pub(super) use stats::{container_stats, pod_stats};
-pub(super) use streams::{attach, exec, port_forward};
 
+use crate::apparmor::Support;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
@@ -45,12 +46,12 @@ const MAX_ARGUMENT: usize = 128 * 1024 - 1;
 /// thousands.
 const MAX_ENTRIES: usize = 64 * 1024;
 
-/// What the host can do, as far as requests may ask for it. Security modules that the host enforces are not implemented:
-/// there, a profile in a request must be refused, not ignored.
+/// What the host can do, as far as requests may ask for it. SELinux is not implemented: where the host enforces it, a label
+/// in a request must be refused, not ignored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Host {
-    /// The kernel enforces AppArmor.
-    pub(crate) apparmor: bool,
+    /// AppArmor.
+    pub(crate) apparmor: Support,
     /// The kernel enforces SELinux.
     pub(crate) selinux: bool,
     /// The kernel can make a mount and all mounts below it read-only.
@@ -58,11 +59,10 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Reads this from the kernel. Blocking.
-    pub(crate) fn detect() -> Self {
-        let apparmor = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    /// Reads the rest from the kernel. Blocking.
+    pub(crate) fn detect(apparmor: Support) -> Self {
         Self {
-            apparmor: apparmor.is_ok_and(|text| text.trim() == "Y"),
+            apparmor,
             selinux: std::path::Path::new("/sys/fs/selinux/enforce").exists(),
             recursive_read_only: sys::mount::can_set_attributes_below(),
         }
@@ -70,11 +70,6 @@ impl Host {
 
     /// Logs what an operator of such a host would not expect.
     pub(crate) fn warn(self) {
-        if self.apparmor {
-            tracing::warn!(
-                "this host enforces AppArmor, which is not implemented yet: containers run without a profile, and a pod that asks for one (RuntimeDefault or Localhost) is refused"
-            );
-        }
         if !self.recursive_read_only {
             tracing::warn!(
                 "this kernel cannot make mounts read-only recursively: a volume that asks for it is refused"

@@ -1,12 +1,16 @@
 //! Converts security contexts: namespaces, users, capabilities, profiles.
 
 use super::{Field, Host, Result};
+use crate::apparmor::Support;
 use cri_api::v1 as cri;
 use cri_api::v1::security_profile::ProfileType;
 use model::{
-    Capabilities, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces, PodSecurity,
-    SeccompProfile, UserNamespace, UserRequest,
+    AppArmorProfile, Capabilities, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces,
+    PodSecurity, SeccompProfile, UserNamespace, UserRequest,
 };
+
+/// What the deprecated strings put before the name of a profile of the node.
+const LOCALHOST: &str = "localhost/";
 
 /// The security context of pause. If it is absent, every field has protobuf's default (0 or empty), so the
 /// containers share the pod's PID namespace.
@@ -32,7 +36,7 @@ pub(super) fn pod_security(
     selinux(&field.at("selinux_options"), selinux_options)?;
     // Both policies mean the same: pause has no image whose groups could be added.
     groups_policy(&field.at("supplemental_groups_policy"), supplemental_groups_policy)?;
-    apparmor_profile(&field.at("apparmor"), apparmor, privileged, host)?;
+    let apparmor = apparmor_profile(&field.at("apparmor"), apparmor, privileged, host)?;
     let run_as_user = run_as_user.map(|uid| id(&field.at("run_as_user"), uid.value)).transpose()?;
     if run_as_user.is_none()
         && let Some(gid) = &run_as_group
@@ -54,6 +58,7 @@ pub(super) fn pod_security(
         privileged,
         readonly_rootfs,
         seccomp: seccomp_profile(field, seccomp, seccomp_profile_path)?,
+        apparmor,
     })
 }
 
@@ -106,7 +111,7 @@ pub(super) fn container_security(
         Some(profile) => Some(profile),
         None => profile_of_string(&field.at("apparmor_profile"), apparmor_string)?,
     };
-    apparmor_profile(&field.at("apparmor"), apparmor, privileged, host)?;
+    let apparmor = apparmor_profile(&field.at("apparmor"), apparmor, privileged, host)?;
     let user = user(field, run_as_user, run_as_username)?;
     if user == UserRequest::Root
         && let Some(gid) = &run_as_group
@@ -126,6 +131,7 @@ pub(super) fn container_security(
         masked_paths: super::each(field, "masked_paths", masked_paths, super::absolute)?,
         readonly_paths: super::each(field, "readonly_paths", readonly_paths, super::absolute)?,
         seccomp: seccomp_profile(field, seccomp, seccomp_profile_path)?,
+        apparmor,
     })
 }
 
@@ -160,36 +166,53 @@ fn selinux(field: &Field<'_>, given: Option<cri::SeLinuxOption>) -> Result<()> {
     Ok(())
 }
 
-/// AppArmor is not implemented: no container is confined by a profile.
-///
-/// - No profile in the request, as kubelet sends it for a pod that states none: the container starts on every host.
-///   containerd and CRI-O confine it by a profile of their own; [`Host::warn`] logs that copepod does not.
-/// - RuntimeDefault: on a host without AppArmor there is none to apply, also with containerd and CRI-O. On a host with it
-///   the request is refused, because the container would not be confined as asked; but not for a privileged container,
-///   which containerd does not confine either.
-/// - Localhost: refused.
+/// The AppArmor profile of a request; [`crate::apparmor`] says what becomes of it. A profile that the host cannot apply is
+/// refused, except RuntimeDefault on a host without AppArmor, where there is none to apply.
 fn apparmor_profile(
     field: &Field<'_>,
     given: Option<cri::SecurityProfile>,
     privileged: bool,
     host: Host,
-) -> Result<()> {
+) -> Result<AppArmorProfile> {
     let Some(cri::SecurityProfile { profile_type, localhost_ref }) = given else {
-        return Ok(());
+        return Ok(AppArmorProfile::Unset);
     };
-    match super::choice(&field.at("profile_type"), profile_type, "RuntimeDefault, Unconfined, Localhost")? {
-        ProfileType::Unconfined => Ok(()),
-        ProfileType::RuntimeDefault if privileged || !host.apparmor => Ok(()),
-        ProfileType::RuntimeDefault => Err(field
-            .at("profile_type")
-            .not_implemented(
-                "AppArmor is not implemented yet, and this host enforces it, so the container would not be confined as \
-                 asked; leave the profile out or use Unconfined to run it without one",
-            )),
-        ProfileType::Localhost => Err(field.at("localhost_ref").not_implemented(format!(
-            "AppArmor is not implemented yet: profile {localhost_ref:?} is not loaded"
-        ))),
+    let kind =
+        super::choice(&field.at("profile_type"), profile_type, "RuntimeDefault, Unconfined, Localhost")?;
+    let reference = field.at("localhost_ref");
+    if kind != ProfileType::Localhost && !localhost_ref.is_empty() {
+        return Err(reference.invalid(localhost_ref, "must be empty unless profile_type is Localhost"));
     }
+    const OFF: &str = "AppArmor is switched off in this node's configuration (apparmor = \"off\")";
+    match (kind, host.apparmor) {
+        (ProfileType::Unconfined, _) => Ok(AppArmorProfile::Unconfined),
+        (ProfileType::RuntimeDefault, Support::Off) if !privileged => {
+            let what = format!("{OFF}, so the container would not be confined as asked");
+            Err(field.at("profile_type").not_implemented(what))
+        }
+        (ProfileType::RuntimeDefault, _) => Ok(AppArmorProfile::RuntimeDefault),
+        (ProfileType::Localhost, Support::On) => {
+            Ok(AppArmorProfile::Localhost(profile_name(&reference, localhost_ref)?))
+        }
+        (ProfileType::Localhost, support) => {
+            let why = if support == Support::Off { OFF } else { "this node has no AppArmor" };
+            Err(reference.not_implemented(format!("{why}: profile {localhost_ref:?} cannot be applied")))
+        }
+    }
+}
+
+/// The name of a loaded profile. The prefix of the deprecated string is accepted here too, as with other runtimes.
+fn profile_name(field: &Field<'_>, given: String) -> Result<String> {
+    let name = given.strip_prefix(LOCALHOST).unwrap_or(&given);
+    if name.is_empty()
+        || name.len() > sys::apparmor::MAX_NAME
+        || name.trim() != name
+        || name.contains(char::is_control)
+    {
+        let most = sys::apparmor::MAX_NAME;
+        return Err(field.invalid(given, format!("must be the name of a profile, 1 to {most} bytes")));
+    }
+    Ok(name.to_owned())
 }
 
 fn seccomp_profile(
@@ -223,7 +246,7 @@ fn profile_of_string(field: &Field<'_>, text: String) -> Result<Option<cri::Secu
         "" => Ok(None),
         "runtime/default" | "docker/default" => Ok(profile(ProfileType::RuntimeDefault, "")),
         "unconfined" => Ok(profile(ProfileType::Unconfined, "")),
-        _ => match text.strip_prefix("localhost/") {
+        _ => match text.strip_prefix(LOCALHOST) {
             Some(name) => Ok(profile(ProfileType::Localhost, name)),
             None => Err(field.invalid(text, "must be runtime/default, unconfined or localhost/<profile>")),
         },

@@ -3,7 +3,11 @@
 
 use super::super::convert;
 use cri_api::v1 as cri;
-use model::{ContainerRecord, Dns, PodConfig, PortMapping, Protocol, Resources, SeccompProfile, UserRequest};
+use cri_api::v1::security_profile::ProfileType;
+use model::{
+    AppArmorProfile, ContainerRecord, Dns, PodConfig, PortMapping, Protocol, Resources, SeccompProfile,
+    UserRequest,
+};
 use serde_json::{Value, json};
 
 /// CRI `PodSandboxConfig`.
@@ -36,6 +40,7 @@ pub(super) fn pod(config: &PodConfig) -> Value {
                 "supplemental_groups": security.supplemental_groups,
                 "privileged": security.privileged,
                 "seccomp": seccomp(&security.seccomp),
+                "apparmor": apparmor(&security.apparmor),
             },
         },
     })
@@ -113,6 +118,7 @@ fn security(security: &model::ContainerSecurity) -> Value {
         "masked_paths": security.masked_paths,
         "readonly_paths": security.readonly_paths,
         "seccomp": seccomp(&security.seccomp),
+        "apparmor": apparmor(&security.apparmor),
     })
 }
 
@@ -172,8 +178,18 @@ fn namespaces(options: &cri::NamespaceOption) -> Value {
     })
 }
 
+/// Null if the request has none.
+fn apparmor(profile: &AppArmorProfile) -> Value {
+    let (kind, reference) = match profile {
+        AppArmorProfile::Unset => return Value::Null,
+        AppArmorProfile::RuntimeDefault => (ProfileType::RuntimeDefault, ""),
+        AppArmorProfile::Unconfined => (ProfileType::Unconfined, ""),
+        AppArmorProfile::Localhost(name) => (ProfileType::Localhost, name.as_str()),
+    };
+    json!({ "profile_type": i32::from(kind), "localhost_ref": reference })
+}
+
 fn seccomp(profile: &SeccompProfile) -> Value {
-    use cri::security_profile::ProfileType;
     let (kind, reference) = match profile {
         SeccompProfile::RuntimeDefault => (ProfileType::RuntimeDefault, ""),
         SeccompProfile::Unconfined => (ProfileType::Unconfined, ""),

@@ -2,9 +2,9 @@
 
 use super::*;
 use model::{
-    Capabilities, ContainerConfig, ContainerId, ContainerMeta, ContainerSecurity, Dns, EnvVar, Exit,
-    GroupsPolicy, Mount, Namespaces, PodConfig, PodId, PodMeta, PodSecurity, PortMapping, Propagation,
-    Protocol, Resources, SeccompProfile, Text, User, UserRequest,
+    AppArmorProfile, Capabilities, ContainerConfig, ContainerId, ContainerMeta, ContainerSecurity, Dns,
+    EnvVar, Exit, GroupsPolicy, Mount, Namespaces, PodConfig, PodId, PodMeta, PodSecurity, PortMapping,
+    Propagation, Protocol, Resources, SeccompProfile, Text, User, UserRequest,
 };
 use serde_json::{Value, json};
 use wire::{CapSets, ProcessPlan};
@@ -38,6 +38,7 @@ fn pod() -> PodRecord {
             supplemental_groups: vec![7],
             privileged: true,
             seccomp: SeccompProfile::Localhost("/p.json".into()),
+            apparmor: AppArmorProfile::Localhost("mine".into()),
             ..PodSecurity::default()
         },
         ..PodConfig::default()
@@ -62,6 +63,7 @@ fn container() -> ContainerRecord {
         no_new_privs: true,
         masked_paths: vec!["/proc/kcore".into()],
         seccomp: SeccompProfile::RuntimeDefault,
+        apparmor: AppArmorProfile::RuntimeDefault,
         ..ContainerSecurity::default()
     };
     let volume = Mount {
@@ -138,6 +140,7 @@ fn a_pods_keys_are_those_that_users_of_crictl_know() {
         ("/config/linux/security_context/supplemental_groups/0", json!(7)),
         ("/config/linux/security_context/privileged", json!(true)),
         ("/config/linux/security_context/seccomp", json!({ "profile_type": 2, "localhost_ref": "/p.json" })),
+        ("/config/linux/security_context/apparmor", json!({ "profile_type": 2, "localhost_ref": "mine" })),
         ("/runtimeSpec/hostname", json!("h")),
         ("/runtimeSpec/linux/cgroupsPath", json!("/kubepods/pod1")),
         ("/runtimeSpec/linux/namespaces/4", json!({ "type": "network", "path": "/run/netns/cni-1" })),
@@ -238,6 +241,7 @@ fn a_containers_configuration_is_what_was_requested() {
         ("/linux/security_context/readonly_rootfs", json!(true)),
         ("/linux/security_context/no_new_privs", json!(true)),
         ("/linux/security_context/seccomp/profile_type", json!(0)),
+        ("/linux/security_context/apparmor/profile_type", json!(0)),
     ];
     has(&requested::container(&record), &wanted);
     let named = ContainerConfig {
@@ -248,6 +252,7 @@ fn a_containers_configuration_is_what_was_requested() {
         ("/linux/security_context/run_as_user", Value::Null),
         ("/linux/security_context/run_as_username", json!("www")),
         ("/linux/security_context/seccomp/profile_type", json!(1)),
+        ("/linux/security_context/apparmor", Value::Null),
     ];
     has(&requested::container(&ContainerRecord { config: named, ..record }), &wanted);
 }

@@ -2,7 +2,7 @@
 
 use super::super::convert::{self, ContainerFilter, Host};
 use super::super::status::Failure;
-use super::super::{Backend, details, streams};
+use super::super::{Backend, chunks, details};
 use cri_api::v1 as cri;
 use std::collections::HashMap;
 use tonic::codegen::BoxStream;
@@ -86,10 +86,10 @@ pub(super) async fn stream(
     cri::StreamContainersRequest { filter }: cri::StreamContainersRequest,
 ) -> Result<BoxStream<cri::StreamContainersResponse>, Failure> {
     let filter = ContainerFilter::new(filter)?;
-    let items = streams::snapshot(backend.node.containers(), move |container| {
+    let items = chunks::snapshot(backend.node.containers(), move |container| {
         filter.matches(&container.record).then(|| convert::container_item(&container.record))
     });
-    Ok(streams::chunks(items, |containers| cri::StreamContainersResponse { containers }))
+    Ok(chunks::list(items, |containers| cri::StreamContainersResponse { containers }))
 }
 
 /// GetContainerEvents.
@@ -98,5 +98,5 @@ pub(super) async fn events(
     cri::GetEventsRequest {}: cri::GetEventsRequest,
 ) -> Result<BoxStream<cri::ContainerEventResponse>, Failure> {
     let (backend, events) = (backend.clone(), backend.node.subscribe()?);
-    Ok(streams::events(events, move |event| details::event(&backend, event)))
+    Ok(chunks::events(events, move |event| details::event(&backend, event)))
 }

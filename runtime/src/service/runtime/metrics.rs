@@ -1,7 +1,7 @@
 //! Metrics.
 
 use super::super::status::Failure;
-use super::super::{Backend, streams};
+use super::super::{Backend, chunks};
 use cri_api::v1 as cri;
 use tonic::codegen::BoxStream;
 
@@ -28,7 +28,7 @@ pub(super) async fn stream(
     cri::StreamPodSandboxMetricsRequest {}: cri::StreamPodSandboxMetricsRequest,
 ) -> Result<BoxStream<cri::StreamPodSandboxMetricsResponse>, Failure> {
     let metrics = backend.metrics.read(backend.node.pods(), backend.node.containers()).await?;
-    Ok(streams::chunks(metrics, |pod_sandbox_metrics| cri::StreamPodSandboxMetricsResponse {
+    Ok(chunks::list(metrics, |pod_sandbox_metrics| cri::StreamPodSandboxMetricsResponse {
         pod_sandbox_metrics,
     }))
 }

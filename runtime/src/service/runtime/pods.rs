@@ -2,7 +2,7 @@
 
 use super::super::convert::{self, Host, PodFilter};
 use super::super::status::Failure;
-use super::super::{Backend, details, streams};
+use super::super::{Backend, chunks, details};
 use crate::node::PodWithContainers;
 use cri_api::v1 as cri;
 use std::collections::HashMap;
@@ -76,8 +76,8 @@ pub(super) async fn stream(
     cri::StreamPodSandboxesRequest { filter }: cri::StreamPodSandboxesRequest,
 ) -> Result<BoxStream<cri::StreamPodSandboxesResponse>, Failure> {
     let filter = PodFilter::new(filter)?;
-    let items = streams::snapshot(backend.node.pods(), move |pod| {
+    let items = chunks::snapshot(backend.node.pods(), move |pod| {
         filter.matches(&pod.record).then(|| convert::pod_item(&pod.record))
     });
-    Ok(streams::chunks(items, |pod_sandboxes| cri::StreamPodSandboxesResponse { pod_sandboxes }))
+    Ok(chunks::list(items, |pod_sandboxes| cri::StreamPodSandboxesResponse { pod_sandboxes }))
 }

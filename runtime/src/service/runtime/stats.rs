@@ -3,7 +3,7 @@
 use super::super::convert::{self, ContainerFilter, PodFilter};
 use super::super::stats_cache::PodAndContainers;
 use super::super::status::Failure;
-use super::super::{Backend, streams};
+use super::super::{Backend, chunks};
 use crate::lanes;
 use crate::node::{ContainerView, PodView};
 use cri_api::v1 as cri;
@@ -35,7 +35,7 @@ pub(super) async fn stream_containers(
     cri::StreamContainerStatsRequest { filter }: cri::StreamContainerStatsRequest,
 ) -> Result<BoxStream<cri::StreamContainerStatsResponse>, Failure> {
     let stats = read(backend, wanted(backend, filter)).await?;
-    Ok(streams::chunks(stats, |container_stats| cri::StreamContainerStatsResponse { container_stats }))
+    Ok(chunks::list(stats, |container_stats| cri::StreamContainerStatsResponse { container_stats }))
 }
 
 /// The running containers that a filter selects.
@@ -89,7 +89,7 @@ pub(super) async fn stream_pods(
     cri::StreamPodSandboxStatsRequest { filter }: cri::StreamPodSandboxStatsRequest,
 ) -> Result<BoxStream<cri::StreamPodSandboxStatsResponse>, Failure> {
     let stats = read_pods(backend, wanted_pods(backend, filter)).await?;
-    Ok(streams::chunks(stats, |pod_sandbox_stats| cri::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
+    Ok(chunks::list(stats, |pod_sandbox_stats| cri::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
 }
 
 /// The ready pods that a filter selects.

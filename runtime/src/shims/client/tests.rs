@@ -3,6 +3,7 @@
 use super::*;
 use crate::shims::fakes::{self, connected, greeting};
 use model::ContainerId;
+use wire::{ErrorKind as ShimErrorKind, Failure};
 
 /// For what must happen at once.
 const LIMIT: Duration = Duration::from_secs(20);

@@ -64,7 +64,7 @@ struct Open {
 #[derive(Debug)]
 pub(super) struct Pairs {
     transport: Transport,
-    /// Time between the streams of a connection.
+    /// Longest time between the two streams of a connection.
     wait: Duration,
     waiting: HashMap<Key, Waiting>,
     /// The streams in `waiting`.
@@ -73,7 +73,7 @@ pub(super) struct Pairs {
     open: HashMap<u32, Open>,
     /// Bytes in `waiting`.
     early: usize,
-    /// The connection that was opened last, with what its data stream had brought before: bytes, and whether the end.
+    /// The connection that was opened last, with what had come on its data stream before: bytes, and whether its end.
     due: Option<(Id, Vec<u8>, bool)>,
 }
 
@@ -145,7 +145,7 @@ impl Pairs {
             self.transport.command(|spdy| {
                 spdy.reset(id);
                 if let Some(error) = error {
-                    // It fails only if this side's end was sent, which it is not while the pair waits.
+                    // It fails only after this side's end, which is not sent while the pair waits.
                     let _told = spdy.text(error, b"a second stream of the same type for this connection");
                 }
             });

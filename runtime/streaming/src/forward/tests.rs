@@ -1,12 +1,13 @@
-//! Sessions over each protocol, as clients see them.
+//! Sessions over each protocol, as clients see them. Here: SPDY's pairs of streams.
 
 mod model;
+mod ports;
+mod tunnel;
 
 use std::borrow::Cow;
 
 use super::*;
-use crate::testing::spdy::{Client, FIN, Sent, data, go_away, ping, reset};
-use crate::testing::websocket::{BINARY, CLOSE, PING, PONG, TEXT, message, read};
+use crate::testing::spdy::{Client, FIN, Sent, data, go_away, reset};
 
 const WAIT: Duration = Duration::from_secs(30);
 
@@ -279,135 +280,4 @@ fn connections_are_bounded() {
         ids.push(pair.connection(80, &request.to_string()));
     }
     assert_eq!(pair.held(), held);
-}
-
-/// A client's bytes as messages of a tunnel, cut at every `size`.
-fn tunnelled(bytes: &[u8], size: usize) -> Vec<u8> {
-    bytes.chunks(size).flat_map(|part| message(BINARY, part)).collect()
-}
-
-/// The octet stream in a server's messages, and control frames beside it.
-fn octets(bytes: &[u8]) -> (Vec<u8>, Vec<(u8, Vec<u8>)>) {
-    let (messages, rest): (Vec<_>, Vec<_>) =
-        read(bytes).into_iter().partition(|(opcode, _)| *opcode == BINARY);
-    (messages.into_iter().flat_map(|(_, payload)| payload).collect(), rest)
-}
-
-#[test]
-fn tunnel() {
-    for size in [1, 3, 8, 10_000] {
-        let mut session = Session::new(Protocol::Tunnel, &[], WAIT).unwrap();
-        let mut client = Client::new();
-        let headers = |kind| [("streamtype", kind), ("port", "80"), ("requestid", "0")];
-        let input = [
-            client.open(0, &headers("error")).1,
-            client.open(0, &headers("data")).1,
-            data(3, 0, b"GET /"),
-            ping(1),
-        ];
-        let mut input = tunnelled(&input.concat(), size);
-        input.extend(message(PING, b"?"));
-        let got = feed(&mut session, &input, Instant::now()).unwrap();
-        let id = Id(3);
-        assert_eq!(got[0], Event::Opened { id, port: 80 });
-        let received: Vec<u8> = got[1..]
-            .iter()
-            .flat_map(|event| match event {
-                Event::Data { bytes, .. } => bytes.to_vec(),
-                other => panic!("{other:?}"),
-            })
-            .collect();
-        assert_eq!(received, b"GET /");
-
-        let mut sent = output(&mut session);
-        let frame = session.frame(id, b"200").unwrap().unwrap();
-        sent.extend([&*frame.head, &frame.body].concat());
-        session.close(id, None);
-        session.leave();
-        sent.extend(output(&mut session));
-        let (octets, control) = octets(&sent);
-        let expected = [
-            Sent::Reply(1),
-            Sent::Reply(3),
-            Sent::Ping(1),
-            Sent::Data(3, false, b"200".to_vec()),
-            Sent::Data(1, true, vec![]),
-            Sent::Data(3, true, vec![]),
-            Sent::Reset(3, 5),
-            Sent::GoAway(3, 0),
-        ];
-        assert_eq!(client.read(&octets), expected);
-        assert_eq!(control, [(PONG, b"?".to_vec()), (CLOSE, vec![3, 232])]);
-        assert_eq!(feed(&mut session, &message(CLOSE, &[3, 232]), Instant::now()), Ok(vec![Event::Gone]));
-    }
-}
-
-#[test]
-fn tunnel_that_is_none() {
-    let mut session = Session::new(Protocol::Tunnel, &[], WAIT).unwrap();
-    let text = feed(&mut session, &message(TEXT, b"x"), Instant::now());
-    assert_eq!(text, Err(Error::WebSocket(websocket::Error::Text)));
-    assert_eq!(read(&output(&mut session)), [(CLOSE, vec![3, 235])], "1003, unsupported data");
-
-    let mut session = Session::new(Protocol::Tunnel, &[], WAIT).unwrap();
-    let zero = feed(&mut session, &message(BINARY, &data(0, 0, b"")), Instant::now());
-    assert_eq!(zero, Err(Error::Spdy(spdy::Error::StreamZero)));
-    let (octets, control) = octets(&output(&mut session));
-    assert_eq!(Client::new().read(&octets), [Sent::GoAway(0, 1)]);
-    assert_eq!(control, [(CLOSE, vec![3, 234])], "1002, protocol error");
-    let more = [message(BINARY, &ping(1)), b"\x82\x00".to_vec()];
-    assert_eq!(feed(&mut session, &more.concat(), Instant::now()), Ok(vec![]), "nothing more is read");
-    assert!(session.output().is_empty());
-}
-
-#[test]
-fn tunnel_with_unread_answers_stops_reading() {
-    let mut session = Session::new(Protocol::Tunnel, &[], WAIT).unwrap();
-    let mut flood = message(BINARY, &ping(1).repeat(5_000)).repeat(20);
-    let mut input = Input::new(&mut flood);
-    let now = Instant::now();
-    assert_eq!(session.receive(&mut input, now), Ok(None));
-    assert!(!input.is_empty() && session.output().len() < 40 * 1024);
-    let mut answers = 0;
-    while !input.is_empty() {
-        answers += Client::new().read(&octets(&output(&mut session)).0).len();
-        assert_eq!(session.receive(&mut input, now), Ok(None));
-    }
-    answers += Client::new().read(&octets(&output(&mut session)).0).len();
-    assert_eq!(answers, 100_000, "every ping is answered in the end");
-}
-
-#[test]
-fn old_form() {
-    let mut session = Session::new(Protocol::Channels(Codec::Binary), &[80, 8080], WAIT).unwrap();
-    let now = Instant::now();
-    let first = [vec![0, 80, 0], vec![1, 80, 0], vec![2, 0x90, 0x1f], vec![3, 0x90, 0x1f]];
-    assert_eq!(read(&output(&mut session)), first.map(|payload| (BINARY, payload)));
-    let (one, two) = (Id(0), Id(1));
-    let got = feed(&mut session, b"", now).unwrap();
-    assert_eq!(got, [Event::Opened { id: one, port: 80 }, Event::Opened { id: two, port: 8080 }]);
-
-    let input = [message(BINARY, b"\x02GET"), message(BINARY, b"\x01no"), message(BINARY, b"\x04no")];
-    assert_eq!(feed(&mut session, &input.concat(), now), Ok(vec![bytes(two, b"GET")]));
-    let frame = session.frame(two, b"200").unwrap().unwrap();
-    assert_eq!(read(&[&*frame.head, &frame.body].concat()), [(BINARY, b"\x02200".to_vec())]);
-    session.finish(two);
-    session.close(one, Some("refused"));
-    session.close(one, Some("again"));
-    assert_eq!(read(&output(&mut session)), [(BINARY, b"\x01refused".to_vec())]);
-    assert_eq!(session.frame(one, b"x").unwrap_err(), SendError::Unknown);
-    assert_eq!(feed(&mut session, &message(BINARY, b"\x00late"), now), Ok(vec![]));
-    session.close(two, None);
-    assert_eq!(read(&output(&mut session)), [(CLOSE, vec![3, 232])]);
-    assert_eq!(feed(&mut session, &message(CLOSE, b""), now), Ok(vec![Event::Gone]));
-}
-
-#[test]
-fn old_form_has_room_for_few_ports() {
-    let ports = |count| vec![80; count];
-    let codec = Protocol::Channels(Codec::Base64);
-    assert!(Session::new(codec, &ports(MAX_PORTS + 1), WAIT).is_err());
-    let mut session = Session::new(codec, &ports(MAX_PORTS), WAIT).unwrap();
-    let last = read(&output(&mut session)).pop();
-    assert_eq!(last, Some((TEXT, b"oUAA=".to_vec())), "channel 63");
 }

@@ -38,7 +38,7 @@ pub enum Error {
     EarlyStdin,
 }
 
-/// What a connection hands up.
+/// What a connection passes to its session.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step<'i> {
     /// All streams are there.
@@ -51,14 +51,14 @@ pub(super) enum Step<'i> {
     Gone,
 }
 
-/// Stdin as far as the process is concerned.
+/// What the process's stdin may still get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stdin {
     /// More may come.
     Open,
     /// Its end has come, before the session was ready.
     EndDue,
-    /// Its end was given, or nobody wants it.
+    /// Nothing: its end was passed on, or nobody reads it.
     Closed,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct Incoming {
     early: Vec<u8>,
     /// `None` without a terminal.
     sizes: Option<Resizes>,
-    /// The last size, not given yet.
+    /// The last size, which was not passed on yet.
     size: Option<Size>,
 }
 
@@ -104,7 +104,7 @@ impl Incoming {
         self.size.take().map(Event::Resize)
     }
 
-    /// What a step means; what is held back is given by [`Incoming::due`].
+    /// The event that a step is, unless it is held back: then [`Incoming::due`] returns it later.
     pub(super) fn take<'i>(&mut self, step: Step<'i>) -> Result<Option<Event<'i>>, Error> {
         Ok(match step {
             Step::Ready => {

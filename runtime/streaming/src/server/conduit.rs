@@ -1,5 +1,5 @@
 //! Bytes on their way from a port's socket to the client's socket, without a copy: splice(2) moves the kernel's pages
-//! through a pipe. The pipe has them before the frame's head is sent, so the length that the head gives is surely there.
+//! through a pipe. They are in the pipe before the frame's head is sent, so that the length in the head is true.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,7 +9,8 @@ use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 
 use crate::output::MAX_PAYLOAD;
 
-/// A read of this size is followed by more, most likely, which is worth two descriptors. What is shorter is copied.
+/// A port whose read has this size will most likely send more, which is worth the pipe's two descriptors. Shorter reads
+/// are copied.
 pub(super) const BULK: usize = 16 * 1024;
 
 /// The pipe; empty between two frames.
@@ -38,7 +39,7 @@ impl Conduit {
     }
 }
 
-/// Sends the head of a frame whose payload comes by [`Conduit::drain`]: the kernel waits with a short packet.
+/// Sends the head of a frame whose payload [`Conduit::drain`] sends next: the kernel holds a short packet back until then.
 pub(super) fn send_head(to: impl AsFd, head: &[u8]) -> io::Result<usize> {
     let flags = SendFlags::MORE | SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     Ok(send(to, head, flags)?)

@@ -42,7 +42,7 @@ const QUEUE: usize = 2;
 const OPENED: usize = 16;
 /// Time limit for connecting to a port.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How often connections whose streams are not complete are checked before their time is over.
+/// Number of checks for incomplete connections within their time limit.
 const LOOKS: u32 = 6;
 
 /// All parts of a session.
@@ -54,7 +54,7 @@ struct Forwarding {
     connections: Mutex<HashMap<Id, Handle>>,
 }
 
-/// What the reader has of a connection.
+/// A connection, for the reader of the client's socket.
 struct Handle {
     /// Where what the client sends goes; `None` after its end.
     upload: Option<Upload>,
@@ -70,7 +70,7 @@ struct Upload {
     shared: Arc<Port>,
 }
 
-/// What both sides of the queue have.
+/// What both ends of the queue share.
 #[derive(Default)]
 struct Port {
     /// The connection, once there is one.
@@ -129,7 +129,7 @@ pub(super) async fn run(
     };
     tracing::debug!(%end, "a session of port-forward ended");
     drop(tasks);
-    // Each has its connection's socket, which is closed now and not when the client has closed.
+    // Each holds the socket of a port, which is closed now, not once the client has closed.
     all.connections().clear();
     all.link.with(Session::leave);
     all.link.finish(&mut read, Some(link::LINGER)).await;
@@ -269,7 +269,7 @@ impl Forwarding {
         while !reset.initialized() {
             let count = match socket.try_io(Interest::READABLE, || conduit.fill(socket)) {
                 Ok(count @ 1..) => count,
-                // The read that comes next sees the end, also after an error, which the kernel tells once.
+                // The caller's next read sees the end, also after an error, which the kernel reports only once.
                 Ok(0) | Err(_) => return Ok(()),
             };
             if !self.link.send_through(&conduit, count, |session| session.head(id, count)).await? {
@@ -310,7 +310,7 @@ impl Upload {
     /// Writes what the port takes now, unless something is before it; returns the rest. What fails here fails again for
     /// the task that writes the queue.
     fn write<'b>(&self, mut bytes: &'b [u8]) -> &'b [u8] {
-        // Pairs with the release of who has written the last entry. Only the caller adds entries.
+        // Pairs with the Release of the task that has written the last entry. Only the caller adds entries.
         if self.shared.queued.load(Ordering::Acquire) > 0 {
             return bytes;
         }

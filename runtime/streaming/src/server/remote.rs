@@ -203,7 +203,8 @@ impl Inlet {
         read.read(buffer).await
     }
 
-    /// Sets the last size of several: each signals every process of the terminal's foreground group.
+    /// Sets the terminal's size. Of several, only the last is set, because each change signals every process of the
+    /// terminal's foreground group.
     fn resize(&mut self) {
         if let Some(resize) = &self.inputs.1
             && let Some(size) = self.size.take()

@@ -1,18 +1,13 @@
 //! The server's certificate, which is read again when its files have changed.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::ServerConfig;
 use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
-/// Maximum size of a file in bytes. A chain of certificates has some thousands.
-const MAX_FILE: u64 = 1024 * 1024;
 /// Without HTTP/2, in which nothing can be upgraded.
 const PROTOCOL: &[u8] = b"http/1.1";
 
@@ -32,8 +27,8 @@ pub enum TlsError {
     #[error("cannot read {0}")]
     Read(PathBuf, #[source] io::Error),
     /// A file does not contain what it should.
-    #[error("{0} has no {1} in PEM")]
-    Pem(PathBuf, &'static str, #[source] rustls::pki_types::pem::Error),
+    #[error("cannot use {0}")]
+    Pem(PathBuf, #[source] certificates::Error),
     /// The two do not belong together, or are of a kind that is not supported.
     #[error("the certificate of {chain} cannot be used with the key of {key}")]
     Pair {
@@ -107,20 +102,17 @@ impl Tls {
 
 impl Contents {
     fn read(files: &Certificate) -> Result<Self, TlsError> {
-        let read = |path: &Path| read(path).map_err(|error| TlsError::Read(path.to_owned(), error));
+        let read =
+            |path: &Path| certificates::read(path).map_err(|error| TlsError::Read(path.to_owned(), error));
         Ok(Self { chain: read(&files.chain)?, key: read(&files.key)? })
     }
 
     fn config(&self, files: &Certificate) -> Result<Arc<ServerConfig>, TlsError> {
         let Certificate { chain, key } = files;
-        let certificates = CertificateDer::pem_slice_iter(&self.chain)
-            .collect::<Result<Vec<_>, _>>()
-            .and_then(|found| {
-                if found.is_empty() { Err(rustls::pki_types::pem::Error::NoItemsFound) } else { Ok(found) }
-            })
-            .map_err(|error| TlsError::Pem(chain.clone(), "certificate", error))?;
-        let private = PrivateKeyDer::from_pem_slice(&self.key)
-            .map_err(|error| TlsError::Pem(key.clone(), "private key", error))?;
+        let certificates =
+            certificates::certificates(&self.chain).map_err(|error| TlsError::Pem(chain.clone(), error))?;
+        let private =
+            certificates::private_key(&self.key).map_err(|error| TlsError::Pem(key.clone(), error))?;
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, private))
@@ -128,18 +120,4 @@ impl Contents {
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
         Ok(Arc::new(config))
     }
-}
-
-/// Reads a file of limited size.
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_FILE) {
-        return Err(io::Error::other(format!("more than {MAX_FILE} bytes")));
-    }
-    Ok(bytes)
 }

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use sys::tcp::{self, Answers};
 
-/// A client has vanished when its host has not answered for this long, as with keepalive …
+/// A client has vanished if its host has not answered for this time, which is that of keepalive, …
 const SILENT: Duration = Duration::from_secs(120);
-/// … and was asked so many times. A window of 0 is probed every two minutes at last, so the time alone says nothing.
+/// … and has left this number of packets unanswered. The time alone says nothing: in the end a window of 0 is probed only
+/// every two minutes.
 const UNANSWERED: u32 = 3;
 
 /// Another descriptor of a client's socket: the halves are in use while they wait.
@@ -32,9 +33,9 @@ impl Watch {
     pub(super) fn vanished(&self) -> Option<Duration> {
         match tcp::answers(self.0.as_fd()) {
             Ok(answers) => is_gone(answers).then_some(answers.silent),
-            // What the kernel does not tell, it notices itself, later.
+            // Without this, the kernel ends the connection itself, later.
             Err(error) => {
-                tracing::debug!(%error, "the state of a streaming connection");
+                tracing::debug!(%error, "cannot read the state of a streaming connection");
                 None
             }
         }

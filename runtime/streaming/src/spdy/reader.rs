@@ -7,7 +7,7 @@
 //!
 //! Only control frames are collected, up to [`MAX_CONTROL`]. Payloads of data frames are handed out as they arrive, so
 //! that a frame of 16 MiB needs no memory; content that means nothing here (SETTINGS, WINDOW_UPDATE, unknown types) is
-//! counted off and never kept, whatever length it says.
+//! skipped and never kept, whatever length it says.
 
 use super::FLAG_FIN;
 use crate::input::{fill, take};
@@ -15,7 +15,7 @@ use crate::input::{fill, take};
 /// Maximum size of a control frame's content in bytes. Clients of Kubernetes send less than 200.
 pub const MAX_CONTROL: usize = 8 * 1024;
 
-/// The only version there is a frame format for; "3.1" adds flow control to it.
+/// The version in control frames. "3.1" has the same frames, and only adds flow control.
 const VERSION: u16 = 3;
 /// On SYN_STREAM: the other side cannot send.
 const FLAG_UNIDIRECTIONAL: u8 = 0x02;
@@ -111,23 +111,23 @@ mod kind {
     pub(super) const HEADERS: u16 = 8;
 }
 
-/// Where in the bytes the reader is.
+/// What the next byte belongs to.
 #[derive(Debug)]
-enum At {
-    /// In a frame's header, of which this many bytes have come.
+enum State {
+    /// A frame's header, of which this many bytes have come.
     Head(usize),
-    /// In a control frame of this type, whose content has this length.
+    /// The content of a control frame, which has this length.
     Control { kind: u16, flags: u8, length: usize },
-    /// In content that is not wanted.
+    /// Content that is skipped, of which this many bytes are missing.
     Skip(usize),
-    /// In a data frame.
+    /// The payload of a data frame, of which `left` bytes are missing.
     Payload { id: u32, left: usize, fin: bool },
 }
 
-/// The state between two reads.
+/// Splits what was read; between two reads it keeps what is incomplete.
 #[derive(Debug)]
 pub(super) struct Reader {
-    at: At,
+    state: State,
     head: [u8; 8],
     /// Content of the control frame that is not complete yet, or was handed out last.
     content: Vec<u8>,
@@ -136,7 +136,7 @@ pub(super) struct Reader {
 impl Reader {
     /// At the first byte after the upgrade.
     pub(super) fn new() -> Self {
-        Self { at: At::Head(0), head: [0; 8], content: Vec::new() }
+        Self { state: State::Head(0), head: [0; 8], content: Vec::new() }
     }
 
     /// The next part, or `None` when `input` is used up.
@@ -145,41 +145,41 @@ impl Reader {
     /// [`Error`]; the reader must not be used after it.
     pub(super) fn next<'i>(&mut self, input: &mut &'i mut [u8]) -> Result<Option<Part<'_, 'i>>, Error> {
         loop {
-            match self.at {
-                At::Head(have) => {
+            match self.state {
+                State::Head(have) => {
                     if !self.head(have, input)? {
                         return Ok(None);
                     }
                 }
-                At::Skip(left) => {
+                State::Skip(left) => {
                     let left = left - take(input, left).len();
                     if left > 0 {
-                        self.at = At::Skip(left);
+                        self.state = State::Skip(left);
                         return Ok(None);
                     }
-                    self.at = At::Head(0);
+                    self.state = State::Head(0);
                 }
-                At::Payload { id, left: 0, fin } => {
-                    self.at = At::Head(0);
+                State::Payload { id, left: 0, fin } => {
+                    self.state = State::Head(0);
                     if fin {
                         return Ok(Some(Part::Fin { id }));
                     }
                 }
-                At::Payload { id, left, fin } => {
+                State::Payload { id, left, fin } => {
                     let bytes = take(input, left);
                     if bytes.is_empty() {
                         return Ok(None);
                     }
-                    self.at = At::Payload { id, left: left - bytes.len(), fin };
+                    self.state = State::Payload { id, left: left - bytes.len(), fin };
                     return Ok(Some(Part::Payload { id, bytes }));
                 }
-                At::Control { kind, flags, length } => {
+                State::Control { kind, flags, length } => {
                     let missing = length - self.content.len();
                     self.content.extend_from_slice(take(input, missing));
                     if self.content.len() < length {
                         return Ok(None);
                     }
-                    self.at = At::Head(0);
+                    self.state = State::Head(0);
                     return control(kind, flags, &self.content).map(|control| Some(Part::Control(control)));
                 }
             }
@@ -195,16 +195,16 @@ impl Reader {
     /// Reads a frame's header, of which `have` bytes have come; `false` if it is not complete.
     fn head(&mut self, have: usize, input: &mut &mut [u8]) -> Result<bool, Error> {
         let have = fill(&mut self.head, have, input);
-        self.at = At::Head(have);
+        self.state = State::Head(have);
         if have < self.head.len() {
             return Ok(false);
         }
         let [a, b, c, d, flags, x, y, z] = self.head;
         let length = u32::from_be_bytes([0, x, y, z]) as usize;
-        self.at = if a & 0x80 == 0 {
+        self.state = if a & 0x80 == 0 {
             match u32::from_be_bytes([a, b, c, d]) {
                 0 => return Err(Error::StreamZero),
-                id => At::Payload { id, left: length, fin: flags & FLAG_FIN != 0 },
+                id => State::Payload { id, left: length, fin: flags & FLAG_FIN != 0 },
             }
         } else {
             let version = u16::from_be_bytes([a & 0x7f, b]);
@@ -217,13 +217,13 @@ impl Reader {
     }
 
     /// What to do with a control frame that has this header.
-    fn control_head(&mut self, kind: u16, flags: u8, length: usize) -> Result<At, Error> {
+    fn control_head(&mut self, kind: u16, flags: u8, length: usize) -> Result<State, Error> {
         let least = match kind {
             kind::SYN_STREAM => 10,
             kind::RST_STREAM | kind::GOAWAY => 8,
             kind::SYN_REPLY | kind::HEADERS | kind::PING => 4,
             // Go's side neither sends nor obeys flow control, and its settings say nothing about streams.
-            _ => return Ok(At::Skip(length)),
+            _ => return Ok(State::Skip(length)),
         };
         let most = match kind {
             kind::RST_STREAM | kind::GOAWAY | kind::PING => least,
@@ -234,7 +234,7 @@ impl Reader {
         }
         self.content.clear();
         self.content.reserve_exact(length);
-        Ok(At::Control { kind, flags, length })
+        Ok(State::Control { kind, flags, length })
     }
 }
 

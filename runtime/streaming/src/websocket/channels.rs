@@ -1,4 +1,4 @@
-//! Several byte streams in the messages of one connection: `channel.k8s.io` and what was made of it.
+//! Several byte streams in the messages of one connection: `channel.k8s.io` and its later versions.
 //!
 //! ```text
 //! binary:  message = channel | bytes
@@ -35,7 +35,7 @@ pub enum Codec {
 /// What the client did.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ChannelEvent<'i> {
-    /// It sent bytes on a channel, which may be one that there is not.
+    /// It sent bytes on a channel, which may not exist.
     Data {
         /// Number of the channel.
         channel: u8,
@@ -51,12 +51,12 @@ pub enum ChannelEvent<'i> {
     Closed,
 }
 
-/// Where in a message the next piece belongs.
+/// What the next piece of a message belongs to.
 #[derive(Debug, Clone, Copy)]
-enum At {
-    /// In what is for this channel.
+enum State {
+    /// The bytes of this channel.
     Channel(u8),
-    /// After the signal to close a channel; which one, if that has come.
+    /// A signal to close a channel, whose number is known once it has come.
     Signal(Option<u8>),
 }
 
@@ -67,7 +67,7 @@ pub struct Channels {
     codec: Codec,
     /// Channels can be closed one by one.
     closable: bool,
-    at: At,
+    state: State,
     text: Decoder,
 }
 
@@ -75,7 +75,7 @@ impl Channels {
     /// A connection right after the upgrade; `closable` for v5.
     pub fn new(codec: Codec, closable: bool) -> Self {
         let connection = Connection::new();
-        Self { connection, codec, closable, at: At::Channel(0), text: Decoder::default() }
+        Self { connection, codec, closable, state: State::Channel(0), text: Decoder::default() }
     }
 
     /// Takes bytes from the front of `input` up to the next event; `None` as in [`Connection::receive`].
@@ -109,12 +109,12 @@ impl Channels {
             self.start(*first);
             bytes = rest;
         }
-        let (channel, bytes) = match self.at {
-            At::Signal(channel) => {
+        let (channel, bytes) = match self.state {
+            State::Signal(channel) => {
                 let channel = self.signal(channel, bytes, last)?;
                 return Ok(channel.map(|channel| ChannelEvent::Ended { channel }));
             }
-            At::Channel(channel) => match self.codec {
+            State::Channel(channel) => match self.codec {
                 Codec::Binary => (channel, Cow::Borrowed(bytes)),
                 Codec::Base64 => (channel, Cow::Owned(self.text.decode(bytes, last)?)),
             },
@@ -125,10 +125,10 @@ impl Channels {
     /// A message begins with this byte.
     fn start(&mut self, first: u8) {
         self.text = Decoder::default();
-        self.at = match self.codec {
-            Codec::Binary if first == CLOSE_SIGNAL && self.closable => At::Signal(None),
-            Codec::Binary => At::Channel(first),
-            Codec::Base64 => At::Channel(first.wrapping_sub(b'0')),
+        self.state = match self.codec {
+            Codec::Binary if first == CLOSE_SIGNAL && self.closable => State::Signal(None),
+            Codec::Binary => State::Channel(first),
+            Codec::Base64 => State::Channel(first.wrapping_sub(b'0')),
         };
     }
 
@@ -139,7 +139,7 @@ impl Channels {
             (None, [channel]) => Some(*channel),
             _ => return Err(Error::CloseSignal),
         };
-        self.at = At::Signal(channel);
+        self.state = State::Signal(channel);
         match channel {
             None if last => Err(Error::CloseSignal),
             channel => Ok(channel.filter(|_| last)),

@@ -30,7 +30,7 @@ pub enum Error {
     /// A close frame of one byte, with a code that may not be sent, or with a reason that is no UTF-8.
     #[error("a malformed close frame")]
     Close,
-    /// A message of `v5.channel.k8s.io` that begins with 255 and has not two bytes.
+    /// A message of `v5.channel.k8s.io` that begins with 255 and does not have exactly two bytes.
     #[error("a malformed message that closes a channel")]
     CloseSignal,
     /// A text message where only binary ones have a meaning.
@@ -100,21 +100,21 @@ mod opcode {
 /// Longest payload of a control frame.
 const MAX_CONTROL: usize = 125;
 
-/// Where in the bytes the reader is.
+/// What the next byte belongs to.
 #[derive(Debug)]
-enum At {
-    /// In a frame's header, of which this many bytes have come.
+enum State {
+    /// A frame's header, of which this many bytes have come.
     Head(usize),
-    /// In a frame of a message.
+    /// A frame of a message, of which `left` bytes are missing.
     Data { left: u64, fin: bool },
-    /// In a control frame, of which this many bytes are missing.
+    /// A control frame, of which `left` bytes are missing.
     Control { opcode: u8, left: usize },
 }
 
-/// The state between two reads.
+/// Splits what was read; between two reads it keeps what is incomplete.
 #[derive(Debug)]
 pub(super) struct Reader {
-    at: At,
+    state: State,
     head: [u8; 14],
     /// Key for the next byte of the payload first.
     mask: [u8; 4],
@@ -129,7 +129,7 @@ impl Reader {
     /// At the first byte after the upgrade.
     pub(super) fn new() -> Self {
         Self {
-            at: At::Head(0),
+            state: State::Head(0),
             head: [0; 14],
             mask: [0; 4],
             control: Vec::new(),
@@ -144,30 +144,30 @@ impl Reader {
     /// [`Error`]; the reader must not be used after it.
     pub(super) fn next<'i>(&mut self, input: &mut &'i mut [u8]) -> Result<Option<Part<'_, 'i>>, Error> {
         loop {
-            match self.at {
-                At::Head(have) => {
+            match self.state {
+                State::Head(have) => {
                     if !self.head(have, input)? {
                         return Ok(None);
                     }
                 }
-                At::Data { left: 0, fin: false } => self.at = At::Head(0),
-                At::Data { left, fin } => {
+                State::Data { left: 0, fin: false } => self.state = State::Head(0),
+                State::Data { left, fin } => {
                     let bytes = take(input, usize::try_from(left).unwrap_or(usize::MAX));
                     if bytes.is_empty() && left > 0 {
                         return Ok(None);
                     }
                     return Ok(Some(Part::Data(self.piece(bytes, left, fin)?)));
                 }
-                At::Control { opcode, left } => {
+                State::Control { opcode, left } => {
                     let bytes = take(input, left);
                     unmask(bytes, &mut self.mask);
                     self.control.extend_from_slice(bytes);
                     let left = left - bytes.len();
                     if left > 0 {
-                        self.at = At::Control { opcode, left };
+                        self.state = State::Control { opcode, left };
                         return Ok(None);
                     }
-                    self.at = At::Head(0);
+                    self.state = State::Head(0);
                     return Ok(Some(match opcode {
                         opcode::PING => Part::Ping(&self.control),
                         opcode::PONG => Part::Pong,
@@ -184,7 +184,7 @@ impl Reader {
         unmask(bytes, &mut self.mask);
         let left = left.saturating_sub(bytes.len() as u64);
         let last = fin && left == 0;
-        self.at = if left == 0 { At::Head(0) } else { At::Data { left, fin } };
+        self.state = if left == 0 { State::Head(0) } else { State::Data { left, fin } };
         let first = std::mem::replace(&mut self.first, false);
         if last {
             self.message = None;
@@ -200,7 +200,7 @@ impl Reader {
             let needed = if have < 2 { 2 } else { self.head_length()? };
             have = fill(self.head.get_mut(..needed).unwrap_or_default(), have, input);
             if have < needed {
-                self.at = At::Head(have);
+                self.state = State::Head(have);
                 return Ok(false);
             }
             if needed > 2 {
@@ -260,13 +260,13 @@ impl Reader {
             opcode::BINARY => Some(Kind::Binary),
             _ => {
                 self.control.clear();
-                self.at = At::Control { opcode, left: usize::from(second & 0x7f) };
+                self.state = State::Control { opcode, left: usize::from(second & 0x7f) };
                 return Ok(());
             }
         };
         self.first |= self.message.is_none();
         self.message = kind;
-        self.at = At::Data { left: length, fin: first & 0x80 != 0 };
+        self.state = State::Data { left: length, fin: first & 0x80 != 0 };
         Ok(())
     }
 }

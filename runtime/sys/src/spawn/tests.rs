@@ -75,7 +75,8 @@ fn scripts_are_executed_by_path() {
 #[test]
 fn a_failed_execve_is_reported_and_leaves_no_child() {
     let text = std::fs::File::open("/etc/passwd").unwrap();
-    let of = |binary| spawn(&Program { binary, args: &[], env: &[], stdio: [None; 3], fds: &[] });
+    let of =
+        |binary| spawn(&Program { binary, args: &[], env: &[], stdio: [None; 3], fds: &[], cgroup: None });
     let error = of(Binary::Fd(text.as_fd())).unwrap_err();
     assert!(matches!(error.raw_os_error(), Some(libc::EACCES | libc::ENOEXEC)), "{error}");
     let error = of(Binary::Path(c"/nowhere/at/all")).unwrap_err();
@@ -91,11 +92,41 @@ fn many_threads_at_once() {
                     let binary = crate::seal::sealed_binary(Path::new("/bin/busybox")).unwrap();
                     let args = strings(&["true"]);
                     let binary = Binary::Fd(binary.as_fd());
-                    let program = Program { binary, args: &args, env: &[], stdio: [None; 3], fds: &[] };
+                    let program =
+                        Program { binary, args: &args, env: &[], stdio: [None; 3], fds: &[], cgroup: None };
                     assert_eq!(reap(&spawn(&program).unwrap()), Some(0));
                 }
             })
         })
         .collect();
     threads.into_iter().for_each(|t| t.join().unwrap());
+}
+
+/// Needs root and a mounted cgroup2, as hybrid hosts have too.
+#[test]
+fn privileged_a_program_starts_in_a_cgroup() {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let unified = crate::mountinfo::mounts(&table).find(|mount| mount.kind == "cgroup2").unwrap().point();
+    let name = format!("copepod-test-spawn-{}", std::process::id());
+    let path = unified.join(&name);
+    std::fs::create_dir(&path).unwrap();
+    let folder = std::fs::File::open(&path).unwrap();
+    let run = |binary, args: &[&str]| {
+        let (mut read, write) = std::io::pipe().unwrap();
+        let args = strings(args);
+        let env = strings(&["PATH=/bin:/usr/bin"]);
+        let (stdio, cgroup) = ([None, Some(write.as_fd()), None], Some(folder.as_fd()));
+        let child = spawn(&Program { binary, args: &args, env: &env, stdio, fds: &[], cgroup });
+        drop(write);
+        let mut text = String::new();
+        read.read_to_string(&mut text).unwrap();
+        (child.map(|child| reap(&child)), text)
+    };
+    let (code, text) = run(Binary::Path(c"/bin/sh"), &["sh", "-c", "cat /proc/self/cgroup; exit 5"]);
+    let missing = run(Binary::Path(c"/no/such/program"), &["x"]).0;
+    assert!(crate::cgroup::is_unified(folder.as_fd()));
+    std::fs::remove_dir(&path).unwrap();
+    assert_eq!(code.unwrap(), Some(5));
+    assert!(text.lines().any(|line| line.starts_with("0::") && line.ends_with(&name)), "{text}");
+    assert_eq!(missing.unwrap_err().kind(), std::io::ErrorKind::NotFound);
 }

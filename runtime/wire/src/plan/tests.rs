@@ -58,7 +58,7 @@ fn objects(value: &Value, at: String, found: &mut Vec<String>) {
 fn an_unknown_field_anywhere_in_a_plan_is_refused() {
     let plan = serde_json::to_value(container()).unwrap();
     assert_eq!(serde_json::from_value::<ContainerPlan>(plan.clone()).unwrap(), container());
-    for newer in ["recursive", "idmap", "\"user\":null"] {
+    for newer in ["recursive", "idmap", "\"user\":null", "apparmor"] {
         assert!(!plan.to_string().contains(newer), "older shims would refuse every plan: {newer}");
     }
     let mut places = Vec::new();
@@ -67,7 +67,7 @@ fn an_unknown_field_anywhere_in_a_plan_is_refused() {
     for place in places {
         let mut with = plan.clone();
         let fields = with.pointer_mut(&place).and_then(Value::as_object_mut).unwrap();
-        fields.insert("apparmor".to_owned(), json!("confined"));
+        fields.insert("landlock".to_owned(), json!("confined"));
         let failure = parse_plan::<ContainerPlan>(with.to_string().as_bytes()).unwrap_err();
         assert_eq!(failure.kind, ErrorKind::Unsupported, "a field more in {place:?}");
     }

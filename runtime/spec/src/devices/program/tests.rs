@@ -125,10 +125,14 @@ fn a_rule() -> impl Strategy<Value = DeviceRule> {
 proptest! {
     #[test]
     fn answers_are_those_of_v1(list in prop::collection::vec(a_rule(), 0..40)) {
-        let numbers = [0, 1, 2, 3, 4, 5, 6, 254, 255, 256, 1 << 20, 1 << 31, u32::MAX - 1];
+        let numbers = [0, 1, 2, 3, 4, 5, 255, 1 << 20, 1 << 31, u32::MAX - 1];
         assert_sound(&program(&list).unwrap());
         compare(&list, &numbers, &numbers);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     /// Many ranges and single numbers, so that the search divides them.
     #[test]
@@ -169,7 +173,7 @@ fn default_and_privileged_rules() {
 }
 
 /// Of the rules of a container without devices in its request. ARCHITECTURE.md mentions it.
-const DEFAULT_INSTRUCTIONS: usize = 29;
+const DEFAULT_INSTRUCTIONS: usize = 30;
 
 /// An unknown type of device, or access, is denied as soon as anything is.
 #[test]
@@ -222,7 +226,8 @@ fn the_greatest_number_of_devices_fits() {
 #[test]
 fn refuses_what_does_not_fit_and_what_v1_refuses() {
     let deny = rule(false, 'a', None, None, "rwm");
-    let single = |n: u32| rule(true, 'c', Some(n % 4096), Some(n / 4096 * 2), "rw");
+    // Other minors for each major: equal ones would be searched by the same code.
+    let single = |n: u32| rule(true, 'c', Some(n % 4096), Some(n / 4096 * 2 + n % 4096 * 64), "rw");
     let list: Vec<DeviceRule> = [deny.clone()].into_iter().chain((0..40_000).map(single)).collect();
     let error = program(&list).unwrap_err().to_string();
     assert!(error.contains("40001 rules") && error.contains("32767 instructions"), "{error}");

@@ -1,14 +1,15 @@
 //! Fixtures: requests with every field set to a valid value; tests make one field invalid.
 
 use super::*;
+use crate::apparmor::Support;
 use cri_api::v1 as cri;
 use model::{
     ContainerId, ContainerPhase, ContainerRecord, Exit, NamespaceMode, PodId, PodPhase, PodRecord,
     SeccompProfile, UserRequest,
 };
 
-const PLAIN: Host = Host { apparmor: false, selinux: false, recursive_read_only: true };
-const GUARDED: Host = Host { apparmor: true, selinux: true, recursive_read_only: false };
+const PLAIN: Host = Host { apparmor: Support::Absent, selinux: false, recursive_read_only: true };
+const GUARDED: Host = Host { apparmor: Support::On, selinux: true, recursive_read_only: false };
 
 /// Every field is set to a valid value.
 #[expect(clippy::too_many_lines, reason = "a message with every field")]

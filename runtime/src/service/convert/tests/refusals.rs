@@ -286,46 +286,8 @@ fn image_volumes_are_read_only_and_have_no_other_source() {
     );
 }
 
-/// kubelet sends no profile for a pod that states none, and an ordinary pod must start on every host.
 #[test]
-fn pods_without_an_apparmor_profile_start_on_every_host() {
-    for host in [PLAIN, GUARDED] {
-        let mut config = full_pod();
-        config.linux.as_mut().unwrap().security_context.as_mut().unwrap().apparmor = None;
-        let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
-        assert!(run_request(request, host).is_ok(), "{host:?}");
-        // The fixture has neither the profile nor its deprecated form.
-        assert!(container_on(host, |_| ()).is_ok(), "{host:?}");
-        let privileged = container_on(host, |c| {
-            let security = c.linux.as_mut().unwrap().security_context.as_mut().unwrap();
-            (security.privileged, security.apparmor) = (true, profile(ProfileType::RuntimeDefault));
-        });
-        assert!(privileged.is_ok(), "a privileged container is not confined by it: {host:?}");
-    }
-}
-
-#[test]
-fn apparmor_is_refused_only_where_it_would_be_ignored() {
-    let with = |host, profile| {
-        container_on(host, |c| {
-            c.linux.as_mut().unwrap().security_context.as_mut().unwrap().apparmor = profile
-        })
-    };
-    for host in [PLAIN, GUARDED] {
-        assert!(with(host, None).is_ok());
-        assert!(with(host, profile(ProfileType::Unconfined)).is_ok());
-        refused(with(host, profile(ProfileType::Localhost)), &["apparmor.localhost_ref", "not implemented"]);
-    }
-    assert!(with(PLAIN, profile(ProfileType::RuntimeDefault)).is_ok());
-    refused(
-        with(GUARDED, profile(ProfileType::RuntimeDefault)),
-        &["apparmor.profile_type", "this host enforces it", "leave the profile out"],
-    );
-    #[expect(deprecated, reason = "the deprecated form is validated too")]
-    let old = |text: &str| security(|s| s.apparmor_profile = text.into());
-    assert!(old("runtime/default").is_ok() && old("unconfined").is_ok());
-    refused(old("localhost/mine"), &["apparmor", "mine"]);
-    refused(old("mine"), &["apparmor_profile: \"mine\""]);
+fn relabelling_is_refused_only_where_it_would_be_ignored() {
     let relabelled = |host| container_on(host, |c| c.mounts[0].selinux_relabel = true);
     assert!(relabelled(PLAIN).is_ok());
     refused(relabelled(GUARDED), &["selinux_relabel", "SELinux"]);

@@ -4,8 +4,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
+use super::tunnel::{octets, tunnelled};
 use super::*;
 use crate::testing::split;
+use crate::testing::websocket::{BINARY, message};
 
 /// What the client or the caller does; numbers choose among the connections.
 #[derive(Debug, Clone)]

@@ -160,6 +160,13 @@ async fn files_that_are_not_usable_are_refused() {
     let other = certificate(folder.path(), "two");
     let missing = Certificate { chain: folder.path().join("none"), ..good.clone() };
     assert!(matches!(secure(missing).await, Err(BindError::Tls(TlsError::Read(..)))));
+    // Nobody writes to it: a server that opened it for reading would wait for ever.
+    let fifo = folder.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let waits = Certificate { key: fifo, ..good.clone() };
+    let refused = timeout(STEP, secure(waits)).await.expect("it is not opened");
+    let Err(BindError::Tls(TlsError::Read(path, error))) = refused else { panic!("a FIFO was read") };
+    assert!(path.ends_with("fifo") && error.to_string().contains("not a regular file"), "{error}");
     let no_chain = Certificate { chain: good.key.clone(), ..good.clone() };
     assert!(matches!(secure(no_chain).await, Err(BindError::Tls(TlsError::Pem(..)))));
     let no_key = Certificate { key: good.chain.clone(), ..good.clone() };

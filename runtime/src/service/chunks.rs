@@ -23,7 +23,7 @@ pub(super) fn snapshot<V: Send + Sync + 'static, T: 'static>(
 
 /// Streams items in replies of at most [`MAX_CHUNK`]. Without items there is no reply. A reply is made when the client
 /// can take it, so that a slow client costs one.
-pub(super) fn chunks<T: Message + 'static, R: 'static>(
+pub(super) fn list<T: Message + 'static, R: 'static>(
     items: impl Iterator<Item = T> + Send + 'static,
     reply: fn(Vec<T>) -> R,
 ) -> BoxStream<R> {
@@ -72,7 +72,7 @@ mod tests {
         let images = tags
             .into_iter()
             .map(|length| cri::Image { repo_tags: vec!["t".repeat(length)], ..cri::Image::default() });
-        let streamed = chunks(images, |images| cri::StreamImagesResponse { images });
+        let streamed = list(images, |images| cri::StreamImagesResponse { images });
         let replies: Vec<_> = streamed.map(|reply| reply.expect("a reply")).collect().await;
         for reply in &replies {
             assert!(reply.images.len() == 1 || reply.encoded_len() <= MAX_CHUNK, "{}", reply.encoded_len());
