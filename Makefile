@@ -14,19 +14,29 @@ CLUSTER  := integration/cluster/bin
 PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static docker-registry \
 	containernetworking-plugins runc iproute2 iptables procps util-linux nginx-light openssl \
 	golang-github-containers-common curl jq mount e2fsprogs python3-venv
+# Those that making and running the guest needs beside them.
+VM_PACKAGES := debootstrap debian-archive-keyring e2fsprogs kmod qemu-system-x86 xz-utils zstd
 
-.PHONY: help deps build daemon shim pause deb harness grpcio clientgo test unit model integration fuzz test-node kubelet test-kubectl cluster conformance critest bench run lint fmt deny doc clean
+.PHONY: help deps vm-deps vm-image vm test-vm test-vm-smoke build daemon shim pause deb harness grpcio clientgo test unit model integration fuzz test-node kubelet test-kubectl cluster conformance critest bench run lint fmt deny doc clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-deps: ## Install the Debian packages that building and testing need (root)
-	@missing=""; for p in $(PACKAGES); do \
+# Installs those of the packages $(1) that are missing.
+define install-packages
+	@missing=""; for p in $(1); do \
 		[ "$$(dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null || true)" = installed ] || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \
 		apt-get update -qq; \
 		DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $$missing; \
 	fi
+endef
+
+deps: ## Install the Debian packages that building and testing need (root)
+	$(call install-packages,$(PACKAGES))
+
+vm-deps: ## Install the Debian packages that the guest needs on this machine (root)
+	$(call install-packages,$(VM_PACKAGES))
 
 build: daemon shim pause ## Build copepod, copepod-shim and pause into target/bin
 
@@ -113,6 +123,35 @@ cluster: ## Build etcd, kube-apiserver, metrics-server and kubectl 1.37 from the
 
 test-kubectl: deps build harness kubelet cluster ## kubectl through a control plane and the real kubelet on copepod (root); FILTER=substring
 	$(BIN)/integration kubectl-test --bin-dir $(BIN) --kubelet $(KUBELET) --cluster $(CLUSTER) $(if $(FILTER),--filter $(FILTER))
+
+# The guest is kept by the hash of all that it is made from.
+VM_RELEASE ?= trixie
+VM_IMAGE = $(TARGET)/vm/$(VM_RELEASE)-$(shell cat integration/vm/packages integration/vm/*.sh integration/vm/guest/* | sha256sum | cut -c1-12)
+# The drivers of cgroups that the tests run with in the guest, one after the other: cgroupfs, systemd.
+VM_DRIVER ?= cgroupfs systemd
+# By how much the time limits of tests are longer in the guest, which is emulated; seconds for a run.
+VM_SLOWNESS ?= 8
+VM_LIMIT ?= 14400
+VM_RUN = $(BIN)/integration vm --image $(VM_IMAGE) --files $(BIN) $(if $(VM_DEB),--deb $(VM_DEB)) --kernel "$(VM_KERNEL)"
+
+vm-image: vm-deps ## Make the guest, a Debian of VM_RELEASE, if it has not been made (root)
+	@[ -e $(VM_IMAGE)/disk ] || { rm -rf $(TARGET)/vm/$(VM_RELEASE)-*; integration/vm/image.sh $(VM_IMAGE); }
+
+vm: build harness grpcio clientgo vm-image ## A shell in a guest with what was built; VM_RELEASE=trixie VM_KERNEL="parameters" VM_DEB=package
+	$(VM_RUN) --shell
+
+test-vm: build harness grpcio clientgo vm-image ## Black-box tests in a guest: Debian 13, cgroup v2, systemd (root); FILTER=substring VM_DRIVER="cgroupfs systemd" VM_RELEASE VM_KERNEL VM_DEB
+	$(VM_RUN) --env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --limit $(VM_LIMIT) --run ' \
+		for driver in $(VM_DRIVER); do \
+			echo "== cgroup driver $$driver"; \
+			COPEPOD_TEST_CGROUP_DRIVER=$$driver bin/integration test --bin-dir bin $(if $(FILTER),--filter "$(FILTER)") || exit; \
+		done'
+
+# What CI has time for: limits, device rules and what runc does, each with both drivers.
+VM_SMOKE := pod::,resources::,update::,same_as_runc::,confinement::devices
+
+test-vm-smoke: ## The part of test-vm that CI runs
+	$(MAKE) --no-print-directory test-vm FILTER=$(VM_SMOKE) VM_LIMIT=900
 
 # critest is part of a cri-tools release (sigs.k8s.io/cri-tools); its own image names are served by the tests' registry.
 CRITEST ?= $(shell command -v critest)

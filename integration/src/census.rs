@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use crate::cgroup::{self, SHIMS};
 use crate::isolation::command;
-use crate::node::{DEFAULT_PARENT, Node, SHIMS};
+use crate::node::{DEFAULT_PARENTS, Node};
 use crate::shapes::CGROUP_PARENT;
-use crate::{cgroup, proc};
+use crate::{proc, wait};
 
 /// Time limit for leftovers to disappear: the kernel removes some objects late.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -56,7 +57,7 @@ impl Census {
 
     /// Waits until nothing is left that did not exist before; the error lists what is left.
     pub(crate) async fn settle(&self, node: Option<&Node>) -> Result<()> {
-        let end = std::time::Instant::now() + PATIENCE;
+        let end = std::time::Instant::now() + wait::longer(PATIENCE);
         loop {
             let left = self.leftovers(&Self::take(node));
             if left.is_empty() {
@@ -195,8 +196,9 @@ impl Census {
 
 /// Whether it is a cgroup that must be gone after a test: one of copepod's, or one below kubelet's `/kubepods`.
 fn ours(path: &str) -> bool {
-    [CGROUP_PARENT.as_str(), SHIMS, DEFAULT_PARENT, "/kubepods"]
+    [CGROUP_PARENT.as_str(), SHIMS, "/kubepods"]
         .iter()
+        .chain(&DEFAULT_PARENTS)
         .any(|top| path.strip_prefix(top).is_some_and(|rest| rest.starts_with('/')))
         && !is_pod_parent(path)
 }
@@ -286,8 +288,8 @@ mod tests {
         for path in [
             format!("{parent}/pod1/abc"),
             format!("{SHIMS}/abc"),
-            format!("{DEFAULT_PARENT}/abc"),
-            format!("{DEFAULT_PARENT}/abc/def"),
+            format!("{}/abc", DEFAULT_PARENTS[0]),
+            format!("{}/abc/def", DEFAULT_PARENTS[1]),
             "/kubepods/burstable/pod1".to_owned(),
         ] {
             assert!(ours(&path), "{path}");

@@ -108,7 +108,7 @@ pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
         } else if let Some(rest) = line.strip_prefix("cgroup ") {
             let mut parts = rest.splitn(3, ':');
             if let (Some(_), Some(controller), Some(path)) = (parts.next(), parts.next(), parts.next())
-                && !controller.is_empty()
+                && (!controller.is_empty() || crate::cgroup::is_v2())
             {
                 facts.insert(format!("cgroup {controller}"), path.replace(leaf, "LEAF"));
             }
@@ -179,7 +179,7 @@ pub(crate) async fn runc(cx: &Context, case: &Case, cgroup_parent: &str) -> Resu
         drop(child.wait());
         outcome
     });
-    tokio::time::timeout(crate::wait::secs(30), work).await.context("runc took over 30 s")??
+    crate::wait::timeout(crate::wait::secs(30), work).await.context("runc took over 30 s")??
 }
 
 fn report(child: &mut std::process::Child, state: &str, id: &str) -> Result<Reference> {
@@ -264,6 +264,9 @@ fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value>
     }
     let mode = if case.privileged { "rw" } else { "ro" };
     let mut namespaces = vec![json!({"type": "pid"}), json!({"type": "ipc"}), json!({"type": "mount"})];
+    if crate::cgroup::is_v2() {
+        namespaces.push(json!({"type": "cgroup"}));
+    }
     let mut maps = Vec::new();
     if let Some(first) = case.mapping {
         namespaces.extend(["user", "network", "uts"].map(|kind| json!({"type": kind})));

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::cni::{self, Network};
+use crate::driver::{Driver, driver};
 use crate::registry::Registry;
+use crate::wait;
 
 /// Folders and files of one node.
 #[derive(Debug, Clone)]
@@ -56,12 +58,16 @@ pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, level: &str, ex
     let (root, run, socket, certs) =
         (paths.root.display(), paths.run.display(), paths.socket.display(), paths.certs.display());
     let (conf, own, bin) = (network.conf_dir.display(), network.bin_dir.display(), bin.display());
-    let plugins = cni::PLUGINS;
+    let (plugins, plugin_seconds) = (cni::PLUGINS, wait::longer(wait::secs(5)).as_secs());
+    let driver = match driver() {
+        Driver::Cgroupfs => "",
+        Driver::Systemd => "cgroup_driver = \"systemd\"\n",
+    };
     format!(
-        "root = \"{root}\"\nstate = \"{run}\"\nsocket = \"{socket}\"\n\
+        "{driver}root = \"{root}\"\nstate = \"{run}\"\nsocket = \"{socket}\"\n\
          [log]\nlevel = \"{level}\"\n\
          [binaries]\nshim = \"{bin}/copepod-shim\"\npause = \"{bin}/pause\"\n\
-         [network]\nconf_dir = \"{conf}\"\nbin_dirs = [\"{own}\", \"{plugins}\"]\ntimeout_seconds = 5\n\
+         [network]\nconf_dir = \"{conf}\"\nbin_dirs = [\"{own}\", \"{plugins}\"]\ntimeout_seconds = {plugin_seconds}\n\
          [image]\ncerts_dir = \"{certs}\"\n\
          {extra}"
     )

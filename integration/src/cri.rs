@@ -56,7 +56,7 @@ macro_rules! call {
         call!($client, $method, $message, LIMIT)
     };
     ($client:expr, $method:ident, $message:expr, $limit:expr) => {{
-        let limit = $limit;
+        let limit = wait::longer($limit);
         match tokio::time::timeout(
             limit + Duration::from_secs(5),
             $client.clone().$method(bounded($message, limit)),

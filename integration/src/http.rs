@@ -71,7 +71,7 @@ impl Http {
                 .to_bytes();
             Ok::<_, anyhow::Error>(Answer { status, location, body })
         };
-        tokio::time::timeout(LIMIT, work)
+        crate::wait::timeout(LIMIT, work)
             .await
             .with_context(|| format!("{method} {url}: no answer in {LIMIT:?}"))?
             .with_context(|| format!("{method} {url}"))

@@ -5,6 +5,9 @@
 //! route, because kubelet uses that route to find the node's address. When the runner ends, PID 1 ends, and
 //! the kernel removes all processes, mounts, interfaces and firewall rules with it. Cgroups and files belong
 //! to the host: the census checks those, and [`enter`] removes the cgroups of a run that failed.
+//!
+//! With the systemd driver there is no PID namespace, because systemd is told pids: the first process of the environment
+//! is then the reaper of all others, and kills them at the end.
 
 use std::env;
 use std::fs;
@@ -13,12 +16,15 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use nix::mount::MsFlags;
+use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cgroup;
+use crate::cgroup::{self, Driver};
 use crate::expect::ensure;
+use crate::proc;
 use crate::shapes::{CGROUP_PARENT, CGROUP_VARIABLE};
 
 /// Set for every process in the environment.
@@ -46,20 +52,15 @@ async fn run_inside() -> Result<bool> {
     // Ctrl-C is sent to all processes of the terminal; this one must not exit before the others have ended.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let processes: &[&str] = match cgroup::driver() {
+        Driver::Cgroupfs => &["--pid", "--mount-proc"],
+        Driver::Systemd => &[],
+    };
     let mut child = tokio::process::Command::new("unshare")
-        .args([
-            "--mount",
-            "--net",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--uts",
-            "--ipc",
-            "--mount-proc",
-            "--propagation",
-            "private",
-            "--",
-        ])
+        .args(["--mount", "--net", "--fork", "--kill-child", "--uts", "--ipc"])
+        .args(["--propagation", "private"])
+        .args(processes)
+        .arg("--")
         .arg(&me)
         .args(["init", "--"])
         .args(env::args_os().skip(1))
@@ -78,11 +79,22 @@ async fn run_inside() -> Result<bool> {
 
 /// PID 1 of the environment: sets it up, runs the tests, and reaps orphans.
 pub(crate) fn init(args: &[String]) -> Result<bool> {
-    ensure!(std::process::id() == 1, "`init` is internal: it must run as PID 1");
+    match cgroup::driver() {
+        Driver::Cgroupfs => ensure!(std::process::id() == 1, "`init` is internal: it must run as PID 1"),
+        Driver::Systemd => rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?,
+    }
     prepare()?;
     let me = env::current_exe().context("own path")?;
     let child = Command::new(me).args(args).spawn().context("start the runner")?;
-    let runner = Pid::from_raw(i32::try_from(child.id())?);
+    let outcome = reap_until(Pid::from_raw(i32::try_from(child.id())?));
+    if cgroup::driver() == Driver::Systemd {
+        kill_all();
+    }
+    outcome
+}
+
+/// Reaps orphans until the runner has ended.
+fn reap_until(runner: Pid) -> Result<bool> {
     loop {
         match waitpid(None::<Pid>, None) {
             Ok(WaitStatus::Exited(pid, code)) if pid == runner => return Ok(code == 0),
@@ -95,9 +107,40 @@ pub(crate) fn init(args: &[String]) -> Result<bool> {
     }
 }
 
+/// Kills what is left of the run: it is below this process, because this one is the reaper.
+fn kill_all() {
+    for _ in 0..100 {
+        let left = proc::children(std::process::id());
+        if left.is_empty() {
+            return;
+        }
+        for process in left {
+            drop(proc::signal(process.pid, Signal::SIGKILL));
+            let _reaped = waitpid(Pid::from_raw(process.pid.cast_signed()), None);
+        }
+    }
+}
+
+/// Mounts a tmpfs on /run, as on a real node, so that netns pins do not reach the host. The host's systemd stays reachable
+/// if it is the driver of cgroups.
+fn own_run() -> Result<()> {
+    let new = "/run/copepod-test";
+    fs::create_dir_all(new)?;
+    command("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", new])?;
+    if cgroup::driver() == Driver::Systemd {
+        for name in ["dbus", "systemd"] {
+            let inside = format!("{new}/{name}");
+            fs::create_dir(&inside)?;
+            command("mount", &["--rbind", &format!("/run/{name}"), &inside])?;
+        }
+    }
+    // Not mount(8), which keeps a file in /run.
+    nix::mount::mount(Some(new), "/run", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+        .context("move the tmpfs to /run")
+}
+
 fn prepare() -> Result<()> {
-    // A tmpfs on /run, as on a real node, so that netns pins do not reach the host.
-    command("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"])?;
+    own_run()?;
     // sysfs shows the network namespace it was mounted in. All mounts of a namespace share one superblock, so
     // this first, writable mount decides the options of later ones.
     fs::create_dir("/run/cgroup")?;

@@ -1,9 +1,9 @@
 //! Black-box tests of copepod: they start the built binaries, call CRI, and check the results from outside.
 //! `integration test` runs the tests, `node-test` runs the real kubelet on copepod, `kubectl-test` kubectl in a cluster of
-//! one such node, `conformance` runs critest, `demo` is `make run`, and `bench` measures. These run in private
-//! namespaces ([`isolation`]), so that neither a failed test nor
-//! an interrupted run leaves a process, mount, interface or firewall rule behind. `package-test` installs the Debian package
-//! on the machine itself.
+//! one such node, `conformance` runs critest, `demo` is `make run`, and `bench` measures; `vm` runs any of them in a
+//! Debian guest. All but `vm` and `package-test`, which installs the Debian package on the machine itself, run in private
+//! namespaces ([`isolation`]), so that neither a failed test nor an interrupted run leaves a process, mount, interface or
+//! firewall rule behind.
 
 mod bench;
 mod census;
@@ -18,6 +18,7 @@ mod coverage;
 mod cri;
 mod demo;
 mod disk;
+mod driver;
 mod echo;
 mod expect;
 mod fixture;
@@ -41,6 +42,7 @@ mod shapes;
 mod stall;
 mod streaming;
 mod tests;
+mod vm;
 mod wait;
 
 use std::path::PathBuf;
@@ -64,7 +66,7 @@ enum Command {
         /// Directory with copepod, copepod-shim, pause, grpcio and clientgo (`make build grpcio clientgo`).
         #[arg(long)]
         bin_dir: PathBuf,
-        /// Run only tests whose name contains this.
+        /// Run only tests whose name contains this, or one of several words with commas between them.
         #[arg(long)]
         filter: Option<String>,
         /// Print the names and stop.
@@ -143,6 +145,8 @@ enum Command {
         #[arg(long)]
         reports: PathBuf,
     },
+    /// Run a command in a Debian guest, or a shell.
+    Vm(vm::Options),
     /// Show one pod from image to removal.
     Demo {
         /// Directory with copepod, copepod-shim and pause.
@@ -192,8 +196,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => ExitCode::from(code),
         Err(e) => {
             eprintln!("integration: {e:#}");
             ExitCode::from(2)
@@ -201,10 +204,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// `Ok(false)` means that tests failed; an error means that they could not be run.
-#[expect(clippy::too_many_lines, reason = "every command is named once")]
-fn run() -> Result<bool> {
+/// The exit code: 1 if tests failed. An error means that they could not be run.
+fn run() -> Result<u8> {
     let command = Cli::parse().command;
+    if let Command::Vm(options) = &command {
+        return vm::run(options);
+    }
+    run_tests(command).map(|passed| u8::from(!passed))
+}
+
+/// `Ok(false)` means that tests failed.
+#[expect(clippy::too_many_lines, reason = "every command is named once")]
+fn run_tests(command: Command) -> Result<bool> {
     if let Command::Init { args } = &command {
         return isolation::init(args);
     }
@@ -252,6 +263,7 @@ fn run() -> Result<bool> {
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,
             Command::PackageTest { .. }
             | Command::Init { .. }
+            | Command::Vm(_)
             | Command::UdpEcho { .. }
             | Command::TcpEcho { .. }
             | Command::TcpBulk { .. } => Ok(true),

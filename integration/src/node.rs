@@ -10,18 +10,17 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
+use crate::cgroup::{self, SHIMS};
 use crate::cni::Network;
 use crate::config::{self, Paths};
 use crate::cri::Cri;
 use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::shapes::unique;
-use crate::{cgroup, proc, wait};
+use crate::{proc, wait};
 
-/// The cgroup of the daemon's shims. It is never below kubepods, whose limits are for pods.
-pub(crate) const SHIMS: &str = "/copepod";
-/// The parent of the cgroups of pods without a `cgroup_parent`.
-pub(crate) const DEFAULT_PARENT: &str = "/copepod-pods";
+/// The parents of the cgroups of pods without a `cgroup_parent`: a folder, or a slice of systemd.
+pub(crate) const DEFAULT_PARENTS: [&str; 2] = ["/copepod-pods", "/copepod.slice"];
 
 /// Options of a test's node.
 #[derive(Debug, Clone, Default)]
@@ -261,7 +260,7 @@ impl Node {
             drop(proc::signal(shim.pid, Signal::SIGKILL));
         }
         cgroup::destroy(SHIMS);
-        cgroup::destroy(DEFAULT_PARENT);
+        DEFAULT_PARENTS.into_iter().for_each(cgroup::destroy);
         cgroup::destroy(&crate::shapes::CGROUP_PARENT);
         if let Ok(pins) = fs::read_dir("/run/netns") {
             for pin in pins.flatten().filter(|p| p.file_name().to_string_lossy().starts_with("cni-")) {

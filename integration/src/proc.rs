@@ -6,6 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
+use crate::driver::{Driver, driver};
+
 /// One process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Process {
@@ -21,8 +23,38 @@ pub(crate) struct Process {
     pub(crate) args: String,
 }
 
-/// All processes; those that vanish while being read are skipped.
+/// All processes of the run; those that vanish while being read are skipped. Without a PID namespace of the run
+/// ([`crate::isolation`]), those are the descendants of this process's parent.
 pub(crate) fn all() -> Vec<Process> {
+    let found = listed();
+    match driver() {
+        Driver::Cgroupfs => found,
+        Driver::Systemd => descendants(found, std::os::unix::process::parent_id()),
+    }
+}
+
+/// Those of the processes that are below `root`.
+fn descendants(all: Vec<Process>, root: u32) -> Vec<Process> {
+    let parents: BTreeMap<u32, u32> = all.iter().map(|p| (p.pid, p.parent)).collect();
+    let below = |process: &Process| {
+        let mut above = process.parent;
+        // A process that ends meanwhile may make a circle of pids that are used again.
+        for _ in 0..parents.len() {
+            if above == root {
+                return true;
+            }
+            match parents.get(&above) {
+                Some(next) => above = *next,
+                None => return false,
+            }
+        }
+        false
+    };
+    all.into_iter().filter(|process| below(process)).collect()
+}
+
+/// What /proc lists.
+fn listed() -> Vec<Process> {
     let Ok(dir) = fs::read_dir("/proc") else { return Vec::new() };
     let mut found: Vec<Process> =
         dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).filter_map(one).collect();
@@ -152,4 +184,19 @@ pub(crate) fn mount_options(pid: u32, point: &str) -> Result<Vec<String>> {
     let line = table.lines().rfind(|line| line.split(' ').nth(4) == Some(point));
     let options = line.and_then(|line| line.split(' ').nth(5));
     Ok(options.with_context(|| format!("no mount at {point}"))?.split(',').map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descendants_are_those_below_the_root() {
+        let process =
+            |pid, parent| Process { pid, parent, comm: String::new(), state: 'S', args: String::new() };
+        let all = [(1, 0), (2, 1), (3, 2), (4, 3), (5, 1), (6, 7), (7, 6)]
+            .map(|(pid, parent)| process(pid, parent));
+        let below: Vec<u32> = descendants(all.to_vec(), 2).iter().map(|p| p.pid).collect();
+        assert_eq!(below, [3, 4]);
+    }
 }

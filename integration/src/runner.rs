@@ -79,8 +79,10 @@ pub(crate) fn list(all: Vec<Test>, filter: Option<&str>) {
     }
 }
 
+/// The tests whose name contains one of the filter's words, which have commas between them.
 fn selected(all: Vec<Test>, filter: Option<&str>) -> Vec<Test> {
-    all.into_iter().filter(|t| filter.is_none_or(|f| t.name.contains(f))).collect()
+    let fits = |name: &str| filter.is_none_or(|words| words.split(',').any(|word| name.contains(word)));
+    all.into_iter().filter(|test| fits(&test.name)).collect()
 }
 
 /// Runs all that match; `Ok(false)` if any failed.
@@ -179,7 +181,7 @@ async fn one(test: &Test, fixture: &Arc<Fixture>, shared: &mut Option<Arc<Node>>
     // In its own task, so that a panic fails only this test.
     let task = tokio::spawn((test.run)(cx));
     let abort = task.abort_handle();
-    let outcome = match tokio::time::timeout(test.limit, task).await {
+    let outcome = match crate::wait::timeout(test.limit, task).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(e)) => Err(anyhow!("the test panicked: {e}")),
         Err(_) => {
@@ -192,7 +194,7 @@ async fn one(test: &Test, fixture: &Arc<Fixture>, shared: &mut Option<Arc<Node>>
         if node.pid().is_err() && !node.is_foreign() {
             node.launch().await?;
         }
-        tokio::time::timeout(Duration::from_secs(60), node.empty())
+        crate::wait::timeout(Duration::from_secs(60), node.empty())
             .await
             .context("clean-up took over 60 s")??;
         before.settle(Some(&node)).await

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use cri_api::v1::{self as api, MountPropagation, NamespaceMode};
 
+use crate::cgroup::{self, Driver};
+
 /// Environment variable with [`CGROUP_PARENT`]. The process outside of the namespaces chooses the name, because it removes
 /// the cgroups at the end; it passes it on in this variable.
 pub(crate) const CGROUP_VARIABLE: &str = "COPEPOD_TEST_CGROUPS";
@@ -16,8 +18,26 @@ pub(crate) static CGROUP_PARENT: LazyLock<String> = LazyLock::new(|| {
         return given;
     }
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    format!("/copepod-it-{:x}", now.as_micros() & 0xffff_ffff)
+    let number = now.as_micros() & 0xffff_ffff;
+    match cgroup::driver() {
+        Driver::Cgroupfs => format!("/copepod-it-{number:x}"),
+        // To systemd, a hyphen is a level.
+        Driver::Systemd => format!("/copepodit{number:x}.slice"),
+    }
 });
+
+/// A cgroup directly below [`CGROUP_PARENT`], named as kubelet names those of pods and QoS classes: with systemd, a slice's
+/// name begins with that of the slice above. `name` has no hyphen.
+pub(crate) fn below_parent(name: &str) -> String {
+    let parent = CGROUP_PARENT.as_str();
+    match cgroup::driver() {
+        Driver::Cgroupfs => format!("{parent}/{name}"),
+        Driver::Systemd => {
+            let above = parent.trim_start_matches('/').trim_end_matches(".slice");
+            format!("{parent}/{above}-{name}.slice")
+        }
+    }
+}
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
@@ -31,7 +51,7 @@ pub(crate) fn pod(name: &str, logs: &Path) -> api::PodSandboxConfig {
     let uid = format!("uid{:06}", unique());
     let log_directory = logs.join(format!("it_{name}_{uid}")).display().to_string();
     let linux = api::LinuxPodSandboxConfig {
-        cgroup_parent: format!("{}/pod{uid}", *CGROUP_PARENT),
+        cgroup_parent: below_parent(&format!("pod{uid}")),
         security_context: Some(api::LinuxSandboxSecurityContext {
             namespace_options: Some(api::NamespaceOption {
                 network: NamespaceMode::Node.into(),

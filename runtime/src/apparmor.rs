@@ -19,6 +19,7 @@ use model::AppArmorProfile;
 use parser::{LoadError, NAME};
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -87,6 +88,8 @@ struct Inner {
     loading: tokio::sync::Mutex<Option<(Instant, Missing)>>,
     /// The same for verbose status, which does not wait.
     problem: Mutex<Option<String>>,
+    /// It was loaded once since the daemon's start: from then on no container that should have it starts without.
+    worked: AtomicBool,
 }
 
 /// Who gets a profile.
@@ -108,8 +111,9 @@ impl AppArmor {
     }
 
     fn with(support: Support, list: PathBuf, parsers: Vec<PathBuf>) -> Self {
-        let (loading, problem) = (tokio::sync::Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { support, list, parsers, loading, problem }))
+        let (loading, problem, worked) =
+            (tokio::sync::Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        Self(Arc::new(Inner { support, list, parsers, loading, problem, worked }))
     }
 
     /// Whether the node has it.
@@ -179,7 +183,9 @@ impl AppArmor {
         }
         match self.default().await {
             Ok(()) => Ok(NAME.to_owned()),
-            Err(missing) if missing.is_permanent() && !explicit => Ok(String::new()),
+            Err(missing) if missing.is_permanent() && !explicit && !self.0.worked.load(Ordering::Relaxed) => {
+                Ok(String::new())
+            }
             Err(missing) => {
                 let text = "the default AppArmor profile (RuntimeDefault) is not available on this node";
                 Err(Error::converted(ErrorKind::FailedPrecondition, missing).context(text))
@@ -201,6 +207,7 @@ impl AppArmor {
     /// Makes sure that the default profile is loaded, and keeps the outcome for verbose status.
     async fn default(&self) -> Result<(), Missing> {
         let outcome = self.loaded().await;
+        self.0.worked.fetch_or(outcome.is_ok(), Ordering::Relaxed);
         let problem = outcome.as_ref().err().map(ToString::to_string);
         *self.0.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
         outcome

@@ -74,7 +74,7 @@ pub(super) async fn run(
         .stderr(out)
         .kill_on_drop(true);
     let mut child = command.spawn().with_context(|| format!("start {}", critest.display()))?;
-    let status = tokio::time::timeout(LIMIT, child.wait())
+    let status = crate::wait::timeout(LIMIT, child.wait())
         .await
         .with_context(|| format!("critest did not end within {LIMIT:?}; see {}", log.display()))??;
     let text = fs::read_to_string(&json)

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::Cluster;
 use super::checks::here;
-use crate::cgroup;
+use crate::cgroup::{self, Limit};
 use crate::expect::ensure;
 use crate::node_test::manifests::{pod, shell, with, with_spec};
 use crate::node_test::{Check, check};
@@ -46,10 +46,10 @@ async fn a_restarted_container_is_resized(cluster: &Cluster) -> Result<()> {
     let id = before["containerID"].as_str().and_then(|id| id.strip_prefix("copepod://")).context("no id")?;
     // CPU and memory up, memory down, CPU down, both down.
     for (cpu, memory, limits) in [
-        (["150m", "300m"], ["48Mi", "96Mi"], ["153", "30000", "100663296"]),
-        (["150m", "300m"], ["24Mi", "48Mi"], ["153", "30000", "50331648"]),
-        (["50m", "100m"], ["24Mi", "48Mi"], ["51", "10000", "50331648"]),
-        (["20m", "40m"], ["16Mi", "40Mi"], ["20", "4000", "41943040"]),
+        (["150m", "300m"], ["48Mi", "96Mi"], [153, 30_000, 96 << 20]),
+        (["150m", "300m"], ["24Mi", "48Mi"], [153, 30_000, 48 << 20]),
+        (["50m", "100m"], ["24Mi", "48Mi"], [51, 10_000, 48 << 20]),
+        (["20m", "40m"], ["16Mi", "40Mi"], [20, 4000, 40 << 20]),
     ] {
         let wanted = resources(cpu, memory);
         let patch = json!({"spec": {"containers": [{"name": "main", "resources": wanted}]}}).to_string();
@@ -65,10 +65,12 @@ async fn a_restarted_container_is_resized(cluster: &Cluster) -> Result<()> {
         .await
         .with_context(|| format!("to {wanted}"))?;
         let found = [
-            cgroup::read("cpu", id, "cpu.shares")?,
-            cgroup::read("cpu", id, "cpu.cfs_quota_us")?,
-            cgroup::read("memory", id, "memory.limit_in_bytes")?,
+            cgroup::limit(Limit::CpuShares, id)?,
+            cgroup::limit(Limit::CpuQuota, id)?,
+            cgroup::limit(Limit::Memory, id)?,
         ];
+        let [shares, quota, memory] = limits;
+        let limits = [cgroup::shares(shares), quota, memory].map(Some);
         ensure!(found == limits, "the cgroup has {found:?} instead of {limits:?}");
     }
     let after = status(cluster).await?;

@@ -12,11 +12,12 @@ use super::bulk::manifests_are_written;
 use super::manifests::{pod, shell, sleeper, with, with_spec};
 use super::view;
 use super::{Check, Rig, check};
+use crate::cgroup::{self, Limit};
 use crate::expect::{ensure, file_has};
 use crate::images::Recipe;
 use crate::isolation::NODE_IP;
+use crate::proc;
 use crate::wait::{self, secs};
-use crate::{cgroup, proc};
 
 /// The checks in the order they run.
 pub(crate) fn all() -> Vec<Check> {
@@ -116,7 +117,7 @@ async fn class(
     rig: &Rig,
     name: &str,
     parent: &str,
-    values: &[(&str, &str, &str)],
+    values: &[(Limit, Option<u64>)],
     oom_scores: RangeInclusive<i32>,
 ) -> Result<()> {
     let seen = view::ready(rig, name).await?;
@@ -124,9 +125,9 @@ async fn class(
     let dir = cgroup::find("memory", &id).context("no memory cgroup")?;
     let expected = format!("{parent}/pod{uid}/{id}");
     ensure!(dir.display().to_string().ends_with(&expected), "the leaf is {}, not {expected}", dir.display());
-    for (controller, file, value) in values {
-        let found = cgroup::read(controller, &id, file)?;
-        ensure!(found == *value, "{file} is {found}, not {value}");
+    for (limit, value) in values {
+        let found = cgroup::limit(*limit, &id)?;
+        ensure!(found == *value, "{limit:?} is {found:?}, not {value:?}");
     }
     let pid = cgroup::members(&dir).into_iter().next().context("the cgroup is empty")?;
     let score: i32 = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?.trim().parse()?;
@@ -136,10 +137,10 @@ async fn class(
 
 async fn guaranteed_cgroup(rig: &Rig) -> Result<()> {
     let values = [
-        ("cpu", "cpu.shares", "204"),
-        ("cpu", "cpu.cfs_quota_us", "20000"),
-        ("cpu", "cpu.cfs_period_us", "100000"),
-        ("memory", "memory.limit_in_bytes", "67108864"),
+        (Limit::CpuShares, Some(cgroup::shares(204))),
+        (Limit::CpuQuota, Some(20_000)),
+        (Limit::CpuPeriod, Some(100_000)),
+        (Limit::Memory, Some(64 << 20)),
     ];
     // kubelet asks for -997; without CAP_SYS_RESOURCE the value stays at the daemon's.
     let scores = if proc::may_lower_oom_score()? { -997..=-997 } else { -1000..=0 };
@@ -148,15 +149,16 @@ async fn guaranteed_cgroup(rig: &Rig) -> Result<()> {
 
 async fn burstable_cgroup(rig: &Rig) -> Result<()> {
     let values = [
-        ("cpu", "cpu.shares", "102"),
-        ("cpu", "cpu.cfs_quota_us", "-1"),
-        ("memory", "memory.limit_in_bytes", "134217728"),
+        (Limit::CpuShares, Some(cgroup::shares(102))),
+        (Limit::CpuQuota, None),
+        (Limit::Memory, Some(128 << 20)),
     ];
     class(rig, "burstable", "/kubepods/burstable", &values, 3..=999).await
 }
 
 async fn best_effort_cgroup(rig: &Rig) -> Result<()> {
-    class(rig, "best-effort", "/kubepods/besteffort", &[("cpu", "cpu.shares", "2")], 1000..=1000).await
+    let values = [(Limit::CpuShares, Some(cgroup::shares(2)))];
+    class(rig, "best-effort", "/kubepods/besteffort", &values, 1000..=1000).await
 }
 
 /// Waits until a container's log, got from kubelet's endpoint, contains a text.

@@ -21,7 +21,7 @@ pub(crate) fn all() -> Vec<Check> {
 /// Waits until a container's cpuset is this one, in its cgroup and in what copepod shows.
 async fn has_cpus(rig: &Rig, id: &str, wanted: &str) -> Result<()> {
     wait::until(&format!("container {id} to have the CPUs {wanted}"), secs(40), || async {
-        let found = cgroup::read("cpuset", id, "cpuset.cpus")?;
+        let [found, _] = cgroup::cpus_and_nodes(id)?;
         ensure!(found == wanted, "it has {found}");
         let shown =
             rig.node.cri.container(id).await?.resources.and_then(|r| r.linux).context("no resources")?;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::manifests::{pod, sleeper, with};
 use super::{Check, Rig, check};
 use super::{checks, churn, dead, view};
+use crate::cgroup::{self, Usage};
 use crate::expect::ensure;
 use crate::metrics::{self, Samples};
 use crate::wait::{self, secs};
@@ -161,10 +162,7 @@ async fn summary_is_what_the_cgroups_say(rig: &Rig) -> Result<()> {
     wait::until("a summary that is what the kernel says", secs(60), || async {
         let before = [metrics::kernel(&id)?, metrics::kernel(&leaf)?];
         let cpu = || -> Result<[u64; 2]> {
-            let of = |leaf: &str| {
-                Ok::<u64, anyhow::Error>(crate::cgroup::read("cpuacct", leaf, "cpuacct.usage")?.parse()?)
-            };
-            Ok([of(&id)?, of(&leaf)?])
+            Ok([cgroup::usage(Usage::Cpu, &id)?, cgroup::usage(Usage::Cpu, &leaf)?])
         };
         let cpu_before = cpu()?;
         let summary = rig.kubelet.summary()?;
@@ -251,8 +249,7 @@ async fn resource_metrics_are_complete(rig: &Rig) -> Result<()> {
     let of_container = [&labels[..], &[("container", "main")]].concat();
     wait::until("resource metrics that are what the kernel says", secs(60), || async {
         let read = |leaf: &str| -> Result<(f64, f64)> {
-            let cpu: u64 = crate::cgroup::read("cpuacct", leaf, "cpuacct.usage")?.parse()?;
-            let cpu = cpu as f64 / 1e9;
+            let cpu = cgroup::usage(Usage::Cpu, leaf)? as f64 / 1e9;
             let memory = metrics::kernel(leaf)?.get(metrics::WORKING_SET).copied().unwrap_or(0) as f64;
             Ok((cpu, memory))
         };

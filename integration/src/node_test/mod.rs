@@ -163,7 +163,7 @@ pub(crate) async fn judge<R>(checks: Vec<Check<R>>, rig: &R) -> (usize, Vec<&'st
     let (mut passed, mut failed) = (0, Vec::new());
     for check in checks {
         let start = Instant::now();
-        let outcome = match tokio::time::timeout(LIMIT, (check.run)(rig)).await {
+        let outcome = match crate::wait::timeout(LIMIT, (check.run)(rig)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(anyhow::anyhow!("did not end within {LIMIT:?}")),
         };

@@ -12,7 +12,7 @@ use crate::fixture::Fixture;
 use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::{self, ContainerExt as _};
-use crate::wait::secs;
+use crate::wait::{self, secs};
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
@@ -246,7 +246,7 @@ async fn stop_sends_term_then_kill(cx: Context) -> Result<()> {
     let start = Instant::now();
     cx.cri.stop(&polite, 60).await?;
     ensure!(
-        start.elapsed() < secs(30),
+        start.elapsed() < wait::longer(secs(30)),
         "the stop of a container that exits on SIGTERM took {:?}",
         start.elapsed()
     );
@@ -299,7 +299,11 @@ async fn shorter_stop_wins(cx: Context) -> Result<()> {
     cx.said(&id, "asked").await?;
     cx.cri.stop(&id, 1).await?;
     first.await??;
-    ensure!(start.elapsed() < secs(45), "with a second grace of 1 s, both stops took {:?}", start.elapsed());
+    ensure!(
+        start.elapsed() < wait::longer(secs(45)),
+        "with a second grace of 1 s, both stops took {:?}",
+        start.elapsed()
+    );
     Ok(())
 }
 

@@ -7,11 +7,12 @@ use cri_api::v1::security_profile::ProfileType;
 use cri_api::v1::{self as api, NamespaceMode};
 
 use super::podstats::value;
+use crate::cgroup::Limit;
 use crate::context::Context;
 use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::runner::{Test, test};
-use crate::shapes::{ContainerExt as _, PodExt as _, seccomp};
+use crate::shapes::{self, ContainerExt as _, PodExt as _, seccomp};
 use crate::wait::{self, secs};
 use crate::{cgroup, metrics, proc};
 
@@ -87,18 +88,21 @@ async fn windows_parts_change_nothing(cx: Context) -> Result<()> {
     let host = std::fs::read_link("/proc/self/ns/net")?.display().to_string();
     let seen = cx.cri.sh(&id, "id -u; readlink /proc/self/ns/net").await?;
     ensure!(seen.starts_with("0\n") && !seen.contains(&host), "a user or the host's network: {seen}");
-    let files = || -> Result<(String, String)> {
-        Ok((cgroup::read("cpu", &id, "cpu.shares")?, cgroup::read("memory", &id, "memory.limit_in_bytes")?))
+    let limits = || -> Result<[Option<u64>; 2]> {
+        Ok([cgroup::limit(Limit::CpuShares, &id)?, cgroup::limit(Limit::Memory, &id)?])
     };
-    let before = files()?;
-    ensure!(before.0 == "300" && before.1 != "4194304", "shares and limit are {before:?}");
+    let before = limits()?;
+    ensure!(
+        before[0] == Some(cgroup::shares(300)) && before[1] != Some(4 << 20),
+        "shares and limit are {before:?}"
+    );
     let request = api::UpdateContainerResourcesRequest {
         container_id: id.clone(),
         windows: Some(windows_resources()),
         ..Default::default()
     };
     cx.cri.update_with(request).await?;
-    ensure!(files()? == before, "an update for Windows has changed {before:?} to {:?}", files()?);
+    ensure!(limits()? == before, "an update for Windows has changed {before:?} to {:?}", limits()?);
     // Nor do replies have parts for Windows.
     let resources = cx.cri.container(&id).await?.resources.context("no resources")?;
     ensure!(resources.windows.is_none() && resources.linux.is_some(), "resources are {resources:?}");
@@ -116,7 +120,7 @@ async fn containers_follow_the_configuration_of_the_running_pod(cx: Context) -> 
     let mut other = pod.config.clone();
     other.hostname = String::from("another");
     other.log_directory = elsewhere.display().to_string();
-    other.linux.get_or_insert_default().cgroup_parent = String::from("/copepod-elsewhere");
+    other.linux.get_or_insert_default().cgroup_parent = shapes::below_parent("elsewhere");
     for (name, sandbox_config) in [("other", Some(other)), ("none", None)] {
         let request = api::CreateContainerRequest {
             pod_sandbox_id: pod.id.clone(),
@@ -129,12 +133,8 @@ async fn containers_follow_the_configuration_of_the_running_pod(cx: Context) -> 
         let log = cx.cri.container(&id).await?.log_path;
         ensure!(log == format!("{}/{name}/0.log", pod.config.log_directory), "{name}: the log is {log}");
         let parent = pod.config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
-        let leaf = cgroup::find("memory", &id).context("no cgroup")?;
-        ensure!(
-            leaf.ends_with(format!("{}/{id}", parent.trim_start_matches('/'))),
-            "{name}: the cgroup is {}",
-            leaf.display()
-        );
+        let leaf = cgroup::place(&id).context("no cgroup")?;
+        ensure!(leaf == cgroup::leaf(&parent, &pod.id, &id), "{name}: the cgroup is {leaf}");
     }
     ensure!(!elsewhere.exists(), "{} was made", elsewhere.display());
     Ok(())

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use crate::context::Context;
 use crate::expect::ensure;
 use crate::runner::{Test, test};
-use crate::wait::secs;
+use crate::wait::{self, secs};
 
 /// What the client does; Python runs it.
 const CALLS: &str = include_str!("../../grpcio/calls.py");
@@ -26,7 +26,7 @@ async fn pythons_client_is_served(cx: Context) -> Result<()> {
         .arg(&cx.node.paths.socket)
         .kill_on_drop(true)
         .output();
-    let client = tokio::time::timeout(secs(50), client).await.context("the client has not ended")?;
+    let client = wait::timeout(secs(50), client).await.context("the client has not ended")?;
     let client = client.with_context(|| python.display().to_string())?;
     let (replies, errors) =
         (String::from_utf8_lossy(&client.stdout), String::from_utf8_lossy(&client.stderr));

@@ -8,10 +8,11 @@ use anyhow::{Context as _, Result};
 use cri_api::v1::ContainerState;
 
 use crate::context::Context;
+use crate::driver::Driver;
 use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::runner::{Test, test};
-use crate::shapes::{self, CGROUP_PARENT, ContainerExt as _, PodExt as _};
+use crate::shapes::{self, ContainerExt as _, PodExt as _};
 use crate::wait::secs;
 use crate::{cgroup, proc};
 
@@ -53,10 +54,16 @@ async fn log_path_is_absolute(cx: Context) -> Result<()> {
 /// kubelet kills the processes of any cgroup directly below a QoS level whose name contains "pod", as "copepod"
 /// does.
 async fn no_cgroup_beside_the_pods(cx: Context) -> Result<()> {
-    let qos = format!("{}/besteffort", *CGROUP_PARENT);
+    let qos = shapes::below_parent("besteffort");
     let checked = async {
         let mut config = cx.pod_config().own_network();
-        let parent = format!("{qos}/podhazard");
+        let parent = match cgroup::driver() {
+            Driver::Cgroupfs => format!("{qos}/podhazard"),
+            Driver::Systemd => {
+                let name = qos.rsplit('/').next().unwrap_or_default().trim_end_matches(".slice");
+                format!("{qos}/{name}-podhazard.slice")
+            }
+        };
         config.linux.get_or_insert_default().cgroup_parent.clone_from(&parent);
         let pod = cx.pod_of(config).await?;
         let id = cx.start(&pod, &cx.sleeper("one")).await?;
@@ -65,8 +72,9 @@ async fn no_cgroup_beside_the_pods(cx: Context) -> Result<()> {
             let (_, path) = path.split_once(':').context("path")?;
             let fits = path == qos
                 || path == parent
-                || path == format!("{parent}/{id}")
-                || path.starts_with(&format!("{parent}/{}", pod.id));
+                || path == cgroup::leaf(&parent, &pod.id, &id)
+                || path.starts_with(&format!("{parent}/{}", pod.id))
+                || cgroup::driver() == Driver::Systemd && path.starts_with(&format!("{parent}/copepod-"));
             ensure!(
                 fits,
                 "a cgroup below kubelet's QoS level belongs neither to the pod nor to its container: {path}"

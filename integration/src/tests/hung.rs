@@ -54,26 +54,24 @@ async fn times(cx: &Context, pod: &Pod, round: &str) -> Result<Times> {
     for n in 0..STOPS {
         let config = cx.sleeper(&format!("{round}{n}"));
         ids.push(
-            tokio::time::timeout(2 * STUCK, cx.start(pod, &config))
-                .await
-                .map_err(bounded("create and start"))??,
+            wait::timeout(2 * STUCK, cx.start(pod, &config)).await.map_err(bounded("create and start"))??,
         );
     }
     let first = ids.first().context("no container")?.clone();
     for _ in 0..CALLS {
         let start = Instant::now();
-        let listed = tokio::time::timeout(STUCK, cx.cri.containers(None)).await;
+        let listed = wait::timeout(STUCK, cx.cri.containers(None)).await;
         ensure!(!listed.map_err(bounded("List"))??.is_empty(), "ListContainers returned an empty list");
         list.push(start.elapsed());
         let start = Instant::now();
-        let ran = tokio::time::timeout(STUCK, cx.cri.exec(&first, &["/bin/true"])).await;
+        let ran = wait::timeout(STUCK, cx.cri.exec(&first, &["/bin/true"])).await;
         let ran = ran.map_err(bounded("ExecSync"))??;
         ensure!(ran.code == 0, "`true` ended with {ran:?}");
         exec.push(start.elapsed());
     }
     for id in ids {
         let start = Instant::now();
-        tokio::time::timeout(STUCK, cx.cri.stop(&id, 0)).await.map_err(bounded("StopContainer"))??;
+        wait::timeout(STUCK, cx.cri.stop(&id, 0)).await.map_err(bounded("StopContainer"))??;
         stop.push(start.elapsed());
     }
     Ok(Times { list: median(list), exec: median(exec), stop: median(stop) })
@@ -115,7 +113,7 @@ async fn sixty_four_stuck_calls_in_one_pod(cx: Context) -> Result<()> {
     .await;
     drop(hang);
     for call in calls {
-        let made = tokio::time::timeout(secs(40), call).await.context("no answer to CreateContainer")?;
+        let made = wait::timeout(secs(40), call).await.context("no answer to CreateContainer")?;
         ensure!(made?.is_err(), "a container was created although its profile could not be read");
     }
     compare("64 stuck calls in one pod", &calm, &loaded?)
@@ -145,7 +143,7 @@ async fn a_hung_log_disk(cx: Context) -> Result<()> {
     .await;
     drop(hang);
     for pod in pods {
-        let up = tokio::time::timeout(secs(40), pod).await.context("no answer to RunPodSandbox")?;
+        let up = wait::timeout(secs(40), pod).await.context("no answer to RunPodSandbox")?;
         ensure!(up?.is_err(), "a pod whose log folder hangs came up");
     }
     compare("a hung log disk", &calm, &loaded?)
@@ -166,7 +164,7 @@ async fn a_full_stderr(cx: Context) -> Result<()> {
             callers.spawn(async move {
                 for n in 0..1000 {
                     let id = format!("{:064x}", caller * 1000 + n);
-                    let refused = tokio::time::timeout(STUCK, cx.cri.start(&id)).await;
+                    let refused = wait::timeout(STUCK, cx.cri.start(&id)).await;
                     let refused = refused.with_context(|| format!("call {n} took over {STUCK:?}"))?;
                     ensure!(refused.is_err(), "the unknown container {id} was started");
                 }
@@ -195,7 +193,7 @@ async fn a_full_stderr(cx: Context) -> Result<()> {
     // Its shim has the same stderr.
     cx.cri.drop_pod(&healthy.id).await?;
     cx.node.terminate().await?;
-    let text = tokio::time::timeout(secs(20), reading).await.context("stderr stays open")???;
+    let text = wait::timeout(secs(20), reading).await.context("stderr stays open")???;
     ensure!(
         text.contains("ready") && text.lines().count() > 300,
         "the log has {} lines, and `ready` is among them: {}",

@@ -376,7 +376,7 @@ async fn crash_in_the_middle_of_a_pull(cx: Context) -> Result<()> {
         };
         tokio::time::sleep(Duration::from_millis(wait)).await;
         cx.node.kill9()?;
-        drop(tokio::time::timeout(Duration::from_secs(10), pull).await.context("the call hangs")?);
+        drop(crate::wait::timeout(Duration::from_secs(10), pull).await.context("the call hangs")?);
         cx.node.launch().await.with_context(|| format!("start after a kill {wait} ms into a pull"))?;
         for image in cx.cri.images().await? {
             ensure!(image.size > 0 && !image.repo_tags.is_empty(), "half an image is listed: {image:?}");

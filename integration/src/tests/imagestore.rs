@@ -101,11 +101,11 @@ async fn a_blob_that_cannot_be_read_to_its_end_stops_nothing_else(cx: Context) -
             tokio::spawn(async move { cri.image_fs().await })
         })
         .collect();
-    let listed = tokio::time::timeout(wait::secs(5), cx.cri.containers(None)).await;
+    let listed = wait::timeout(wait::secs(5), cx.cri.containers(None)).await;
     let listed = listed.context("ListContainers hangs with the image disk");
     let mut answers = Vec::new();
     for one in asked {
-        answers.push(tokio::time::timeout(wait::secs(5), one).await.is_ok());
+        answers.push(wait::timeout(wait::secs(5), one).await.is_ok());
     }
     // Before a check can end the test: the clean-up does not know this mount.
     umount2(&blob, MntFlags::MNT_DETACH)?;
@@ -180,7 +180,7 @@ async fn stalled_pulls_stop_no_other(cx: Context) -> Result<()> {
         .collect();
     // By default, one pull transfers four layers at once.
     wait::until_true("eight layers to stall", wait::secs(20), || stall.stalled() >= 8).await?;
-    let pull = tokio::time::timeout(wait::secs(20), cx.cri.pull(&Fixture::image("busybox"))).await;
+    let pull = wait::timeout(wait::secs(20), cx.cri.pull(&Fixture::image("busybox"))).await;
     let ended = pulls.iter().filter(|pull| pull.is_finished()).count();
     pulls.iter().for_each(tokio::task::JoinHandle::abort);
     pull.context("a pull from a healthy registry waits for the one that stalls")??;

@@ -14,7 +14,7 @@ use crate::expect::ensure;
 use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, PodExt as _};
-use crate::wait::secs;
+use crate::wait::{self, secs};
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
@@ -64,12 +64,12 @@ async fn flooded_error_pipe_blocks_neither_start_nor_shim(cx: Context) -> Result
     ensure!(!taken.is_empty(), "no pipe of the waiting init could be opened, so this test shows nothing");
     let start = Instant::now();
     cx.cri.start(&waits).await.context("start of a container whose error pipe another process has open")?;
-    ensure!(start.elapsed() < secs(10), "the start took {:?}", start.elapsed());
+    ensure!(start.elapsed() < wait::longer(secs(10)), "the start took {:?}", start.elapsed());
     cx.is_shown(&waits, ContainerState::ContainerRunning).await?;
     cx.exec_works(&waits).await?;
     let start = Instant::now();
     cx.cri.stop_pod(&pod.id).await?;
-    ensure!(start.elapsed() < secs(10), "the stop took {:?}", start.elapsed());
+    ensure!(start.elapsed() < wait::longer(secs(10)), "the stop took {:?}", start.elapsed());
     Ok(())
 }
 

@@ -282,7 +282,7 @@ async fn random_moments(cx: Context) -> Result<()> {
         };
         tokio::time::sleep(delay).await;
         cx.node.kill9()?;
-        let ended = tokio::time::timeout(secs(10), life)
+        let ended = wait::timeout(secs(10), life)
             .await
             .context("a call has no answer 10 s after the daemon's death")??;
         unfinished += u32::from(ended.is_err());
@@ -353,11 +353,7 @@ async fn killed_in(
         if now == step {
             tokio::time::sleep(moment).await;
             cx.node.kill9()?;
-            drop(
-                tokio::time::timeout(secs(10), call)
-                    .await
-                    .context("no answer 10 s after the daemon's death")?,
-            );
+            drop(wait::timeout(secs(10), call).await.context("no answer 10 s after the daemon's death")?);
             return Ok(());
         }
         let id = call.await??;

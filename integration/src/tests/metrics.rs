@@ -88,7 +88,7 @@ async fn values_equal_the_cgroup_files_and_proc(cx: Context) -> Result<()> {
     let (leaf, info) = (pod_leaf(&pod)?, cx.cri.container(&id).await?);
     let parent = pod.config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
     let pid = cx.pid(&id).await?;
-    let path = format!("{parent}/{id}");
+    let path = cgroup::leaf(&parent, &pod.id, &id);
     let meta = pod.config.metadata.clone().unwrap_or_default();
     let image = Fixture::image("busybox");
     let of_pod = [

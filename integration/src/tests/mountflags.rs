@@ -10,6 +10,7 @@ use cri_api::v1 as api;
 use super::mounts::{PRIVATE, SHARED, SLAVE, privileged, unmount};
 use super::propagation::Playground;
 use super::security::id;
+use crate::cgroup::{self, Limit};
 use crate::context::Context;
 use crate::expect::ensure;
 use crate::fixture::Fixture;
@@ -212,9 +213,9 @@ async fn huge_pages_are_limited_or_refused(cx: Context) -> Result<()> {
             vec![api::HugepageLimit { page_size: String::from("2MB"), limit: 4 << 20 }];
     });
     let made = cx.create(&pod, &config).await;
-    if Path::new("/sys/fs/cgroup/hugetlb").exists() {
-        let limit = crate::cgroup::read("hugetlb", &made?, "hugetlb.2MB.limit_in_bytes")?;
-        ensure!(limit.trim() == "4194304", "the limit of huge pages is {limit}");
+    if crate::metrics::has_huge_pages() {
+        let limit = cgroup::limit(Limit::HugePages, &made?)?;
+        ensure!(limit == Some(4 << 20), "the limit of huge pages is {limit:?}");
     } else {
         let text = format!("{:#}", made.err().context("a limit was accepted that the host cannot keep")?);
         ensure!(text.contains("hugepage_limits") && text.contains("hugetlb"), "{text}");

@@ -73,7 +73,7 @@ async fn fetch(address: &str) -> Result<String> {
         stream.read_to_string(&mut text).await?;
         Ok(text)
     };
-    tokio::time::timeout(secs(3), work).await.with_context(|| format!("no answer from {address}"))?
+    wait::timeout(secs(3), work).await.with_context(|| format!("no answer from {address}"))?
 }
 
 async fn served(address: &str) -> Result<()> {

@@ -173,7 +173,10 @@ async fn the_lock_is_held_until_the_daemon_has_ended(cx: Context) -> Result<()> 
                 return Ok((looks, true));
             }
             looks += 1;
-            ensure!(begun.elapsed() < Duration::from_secs(15), "the daemon has not ended within 15 s");
+            ensure!(
+                begun.elapsed() < crate::wait::longer(Duration::from_secs(15)),
+                "the daemon has not ended within 15 s"
+            );
         }
         Ok((looks, false))
     });

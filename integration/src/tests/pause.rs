@@ -57,8 +57,7 @@ async fn waiting(pid: u32) -> Result<()> {
 
 /// Waits until pause has exited, which must be with status 0.
 async fn exited_with_0(child: &mut Child) -> Result<()> {
-    let status =
-        tokio::time::timeout(SOON, child.wait()).await.context("pause has not exited within 10 s")??;
+    let status = wait::timeout(SOON, child.wait()).await.context("pause has not exited within 10 s")??;
     ensure!(status.code() == Some(0), "pause exited with {status}");
     Ok(())
 }

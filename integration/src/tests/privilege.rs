@@ -10,6 +10,7 @@ use cri_api::v1::security_profile::ProfileType;
 use serde_json::json;
 
 use super::security::id;
+use crate::cgroup::Limit;
 use crate::context::Context;
 use crate::expect::ensure;
 use crate::fixture::Fixture;
@@ -262,18 +263,11 @@ async fn pause_has_a_filter_of_its_own(cx: Context) -> Result<()> {
 
 async fn pause_can_neither_fork_nor_grow(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    // The shim's cgroup has the same name.
-    let leaf = format!("{}/{}", pod.config.linux.as_ref().map_or("", |l| l.cgroup_parent.as_str()), pod.id);
-    let read = |controller: &str, file: &str| -> Result<String> {
-        let root = cgroup::hierarchies().into_iter().find(|h| h.ends_with(controller));
-        let file =
-            root.with_context(|| format!("no {controller}"))?.join(leaf.trim_start_matches('/')).join(file);
-        Ok(fs::read_to_string(&file).with_context(|| file.display().to_string())?.trim().to_owned())
-    };
-    let pids = read("pids", "pids.max")?;
-    ensure!(pids == "1", "pause's leaf takes {pids} processes");
-    let memory: u64 = read("memory", "memory.limit_in_bytes")?.parse()?;
-    ensure!(memory <= 16 << 20, "pause's leaf takes {memory} bytes");
+    let leaf = cgroup::of_process("memory", cx.node.pause(&pod.id)?.pid)?;
+    let pids = cgroup::limit_at(Limit::Pids, &leaf)?;
+    ensure!(pids == Some(1), "pause's leaf takes {pids:?} processes");
+    let memory = cgroup::limit_at(Limit::Memory, &leaf)?;
+    ensure!(memory.is_some_and(|bytes| bytes <= 16 << 20), "pause's leaf takes {memory:?} bytes");
     Ok(())
 }
 

@@ -401,7 +401,7 @@ async fn exit_on_a_hung_disk_is_reported_and_survives_a_crash(cx: Context) -> Re
     let (pod, id, _) = cx.sleeping(cx.pod_config()).await?;
     let fifo = container_record(&cx, &id).with_file_name(".record.new");
     mknod(&fifo, SFlag::S_IFIFO, Mode::S_IRUSR | Mode::S_IWUSR, 0).context("make a FIFO")?;
-    let stopped = tokio::time::timeout(secs(20), cx.cri.stop(&id, 0)).await;
+    let stopped = wait::timeout(secs(20), cx.cri.stop(&id, 0)).await;
     stopped.context("StopContainer waits for the disk")??;
     cx.exited_with(&id, 137).await?;
     cx.exec_works(&healthy).await?;

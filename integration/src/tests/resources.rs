@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use cri_api::v1 as api;
 use tonic::Code;
 
+use crate::cgroup::Limit;
 use crate::context::Context;
 use crate::expect::ensure;
 use crate::fixture::Fixture;
@@ -64,26 +65,28 @@ async fn resources_reach_the_cgroup(cx: Context) -> Result<()> {
         }
     });
     let id = cx.start(&pod, &config).await?;
-    for (controller, file, expected) in [
-        ("cpu", "cpu.shares", "512"),
-        ("cpu", "cpu.cfs_quota_us", "20000"),
-        ("cpu", "cpu.cfs_period_us", "100000"),
-        ("memory", "memory.limit_in_bytes", "67108864"),
-        ("cpuset", "cpuset.cpus", "0"),
+    for (limit, expected) in [
+        (Limit::CpuShares, cgroup::shares(512)),
+        (Limit::CpuQuota, 20_000),
+        (Limit::CpuPeriod, 100_000),
+        (Limit::Memory, 64 << 20),
     ] {
-        let value = cgroup::read(controller, &id, file)?;
-        ensure!(value == expected, "{controller}/{file} is {value}, not {expected}");
+        let value = cgroup::limit(limit, &id)?;
+        ensure!(value == Some(expected), "{limit:?} is {value:?}, not {expected}");
     }
+    let [cpus, _] = cgroup::cpus_and_nodes(&id)?;
+    ensure!(cpus == "0", "its CPUs are {cpus}");
     let parent = pod.config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
     let dir = cgroup::find("memory", &id).context("no memory cgroup")?;
-    ensure!(dir.ends_with(format!("{}/{id}", parent.trim_start_matches('/'))), "leaf is {}", dir.display());
+    let expected = cgroup::leaf(&parent, &pod.id, &id);
+    ensure!(cgroup::place(&id) == Some(expected), "leaf is {}", dir.display());
     let below: Vec<_> =
         std::fs::read_dir(&dir)?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).collect();
     ensure!(below.is_empty(), "cgroups below the container's: {below:?}");
-    let inside = cx.cri.sh(&id, "cat /sys/fs/cgroup/memory/memory.limit_in_bytes").await?;
+    let file = cgroup::inside(Limit::Memory);
+    let inside = cx.cri.sh(&id, &format!("cat {file}")).await?;
     ensure!(inside == "67108864", "the container sees a limit of {inside}");
-    let written =
-        cx.cri.exec(&id, &["/bin/sh", "-c", "echo 1 > /sys/fs/cgroup/memory/memory.limit_in_bytes"]).await?;
+    let written = cx.cri.exec(&id, &["/bin/sh", "-c", &format!("echo 1 > {file}")]).await?;
     ensure!(written.code != 0, "the container could write its own cgroup");
     let resources =
         cx.cri.container(&id).await?.resources.and_then(|r| r.linux).context("status has no resources")?;

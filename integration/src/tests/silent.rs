@@ -132,21 +132,25 @@ async fn a_stopped_shim_across_a_restart(cx: Context) -> Result<()> {
             .await
             .with_context(|| format!("{:?} into the silence", begun.elapsed()))?;
         // Far less than a call to a shim may take.
-        ensure!(asked.elapsed() < secs(10), "the status calls took {:?}", asked.elapsed());
+        ensure!(asked.elapsed() < wait::longer(secs(10)), "the status calls took {:?}", asked.elapsed());
         if execs < 3 {
             execs += 1;
             let asked = Instant::now();
             let error = cx.cri.exec_sync(&counter, &["true"], 60).await.err();
             let error = error.context("an exec succeeded although the shim is stopped")?;
             ensure!(error.code() == Code::Unavailable, "an exec without a shim was answered with {error}");
-            ensure!(asked.elapsed() < secs(30), "the refusal of an exec took {:?}", asked.elapsed());
+            ensure!(
+                asked.elapsed() < wait::longer(secs(30)),
+                "the refusal of an exec took {:?}",
+                asked.elapsed()
+            );
         }
         // The checks are repeated as long as the silence lasts.
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     let asked = Instant::now();
     cx.cri.stop(&trapper, 60).await.context("StopContainer without a connection")?;
-    ensure!(asked.elapsed() < secs(30), "StopContainer took {:?}", asked.elapsed());
+    ensure!(asked.elapsed() < wait::longer(secs(30)), "StopContainer took {:?}", asked.elapsed());
     cx.exited_with(&trapper, 7).await.context("a container that exits by its trap")?;
     let status = cx.cri.container(&trapper).await?;
     stopped.wake()?;
@@ -310,7 +314,7 @@ async fn stop_and_removal_of_a_silent_pod(cx: Context) -> Result<()> {
     is_ready(&cx, &pod, &id, pid).await?;
     let asked = Instant::now();
     cx.cri.stop_pod(&pod.id).await?;
-    ensure!(asked.elapsed() < secs(20), "StopPodSandbox took {:?}", asked.elapsed());
+    ensure!(asked.elapsed() < wait::longer(secs(20)), "StopPodSandbox took {:?}", asked.elapsed());
     ensure!(!proc::alive(pid), "the container's process {pid} is alive");
     ensure!(!proc::alive(shim.pid), "the shim {} is alive", shim.pid);
     cx.exited_with(&id, 137).await?;

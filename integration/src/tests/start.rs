@@ -91,7 +91,7 @@ pub(super) async fn attempt(cx: &Context, args: &[&str]) -> Result<Output> {
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    Ok(tokio::time::timeout(secs(10), run).await.context("it has not exited within 10 s")??)
+    Ok(wait::timeout(secs(10), run).await.context("it has not exited within 10 s")??)
 }
 
 /// Like [`attempt`]: whether it succeeded, and its output.
@@ -131,7 +131,7 @@ async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
     let open = descriptors(child.pid)?;
     cx.node.kill9()?;
     ensure!(proc::alive(child.pid), "the plugin's process does not hang, so this test shows nothing");
-    let told = tokio::time::timeout(secs(5), call).await;
+    let told = wait::timeout(secs(5), call).await;
     let told = told.context("a client still waits for a daemon that is gone")??;
     ensure!(told.is_err(), "a pod was created without a network");
     ensure!(

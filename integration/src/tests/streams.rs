@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::cri::Cri;
 use crate::expect::ensure;
 use crate::runner::{Test, test};
-use crate::wait::secs;
+use crate::wait::{self, secs};
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
@@ -33,7 +33,7 @@ impl Follower {
     }
 
     async fn next(&mut self) -> Result<api::ContainerEventResponse> {
-        let event = tokio::time::timeout(secs(20), self.0.message()).await.context("no event for 20 s")?;
+        let event = wait::timeout(secs(20), self.0.message()).await.context("no event for 20 s")?;
         event.context("the stream of events")?.context("the stream of events has ended")
     }
 
@@ -198,7 +198,7 @@ async fn a_stop_of_the_daemon_ends_the_events(cx: Context) -> Result<()> {
     cx.node.terminate().await?;
     let took = begun.elapsed();
     ensure!(took < secs(5), "a subscriber has delayed the stop by {took:?}");
-    let end = tokio::time::timeout(secs(5), follower.0.message()).await.context("the stream goes on")?;
+    let end = wait::timeout(secs(5), follower.0.message()).await.context("the stream goes on")?;
     let code = end.err().map(|status| status.code());
     ensure!(code == Some(Code::Unavailable), "the stream has ended with {code:?}");
     cx.node.launch().await?;

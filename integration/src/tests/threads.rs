@@ -28,8 +28,7 @@ struct Pids {
 
 impl Pids {
     fn new() -> Result<Self> {
-        let root =
-            cgroup::hierarchies().into_iter().find(|h| h.ends_with("pids")).context("no pids hierarchy")?;
+        let root = cgroup::hierarchy("pids").context("no pids hierarchy")?;
         let folder = root.join(format!("cpt-pids-{}-{}", std::process::id(), unique()));
         fs::create_dir(&folder)?;
         Ok(Self { folder })
@@ -86,7 +85,7 @@ async fn stop_kill_and_exec_need_no_new_thread(cx: Context) -> Result<()> {
     threads_are_stable(pid).await?;
     pids.close()?;
     for round in 0..5 {
-        let asked = tokio::time::timeout(secs(10), cx.cri.exec(&one, &["/bin/echo", "here"])).await;
+        let asked = wait::timeout(secs(10), cx.cri.exec(&one, &["/bin/echo", "here"])).await;
         let out = asked.context("no answer to an exec")??;
         ensure!(out.stdout == "here\n", "round {round}: an exec at the limit of processes gave {out:?}");
     }
@@ -98,7 +97,7 @@ async fn stop_kill_and_exec_need_no_new_thread(cx: Context) -> Result<()> {
         stats.as_ref().is_some_and(|it| it.cpu.is_some() && it.memory.is_some() && it.network.is_none()),
         "without a new thread, the stats of a pod are {stats:?}"
     );
-    let refused = tokio::time::timeout(secs(20), cx.cri.run_pod(&cx.pod_config())).await;
+    let refused = wait::timeout(secs(20), cx.cri.run_pod(&cx.pod_config())).await;
     let e =
         refused.context("no answer to a new pod")?.err().context("a shim was started beyond the limit")?;
     ensure!(e.code() == Code::Unavailable, "a pod beyond the limit of processes was answered with {e}");
@@ -106,11 +105,9 @@ async fn stop_kill_and_exec_need_no_new_thread(cx: Context) -> Result<()> {
     cx.cri.remove(&one).await.context("removal of a container")?;
     // Without its shim, a pod is killed by its cgroups.
     proc::signal(cx.node.shim(&pod.id)?.pid, nix::sys::signal::Signal::SIGKILL)?;
-    tokio::time::timeout(secs(20), cx.cri.drop_pod(&pod.id))
-        .await
-        .context("end of a pod without a shim")??;
+    wait::timeout(secs(20), cx.cri.drop_pod(&pod.id)).await.context("end of a pod without a shim")??;
     ensure!(cx.cri.container(&two).await.is_err(), "a container of a removed pod has a status");
-    tokio::time::timeout(secs(20), cx.cri.drop_pod(&other.id)).await.context("end of a pod")??;
+    wait::timeout(secs(20), cx.cri.drop_pod(&other.id)).await.context("end of a pod")??;
     ensure!(cx.node.pid()? == pid && proc::alive(pid), "the daemon has ended");
     drop(pids);
     cx.cri.drop_pod(&networked.id).await.context("end of a pod with a network")?;
@@ -143,7 +140,7 @@ async fn a_start_without_threads_serves(cx: Context) -> Result<()> {
         Ok((cx.cri.exec(&id, &["/bin/echo", "here"]).await?.stdout == "here\n").then_some(()))
     })
     .await?;
-    tokio::time::timeout(secs(30), cx.cri.drop_pod(&pod.id)).await.context("end of the pod")??;
+    wait::timeout(secs(30), cx.cri.drop_pod(&pod.id)).await.context("end of the pod")??;
     drop(pids);
     cx.node.restart().await?;
     let pod = cx.pod().await?;

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tonic::Code;
 
 use crate::cgroup;
+use crate::cgroup::Limit;
 use crate::context::Context;
 use crate::expect::ensure;
 use crate::runner::{Test, test};
@@ -68,41 +69,50 @@ fn sleeper(cx: &Context) -> api::ContainerConfig {
     cx.sleeper("main").with(|c| *c.resources() = first())
 }
 
-/// The files of a container's cgroup.
-fn files(id: &str) -> Result<Vec<(String, String)>> {
-    let files = [
-        ("cpu", "cpu.cfs_period_us"),
-        ("cpu", "cpu.cfs_quota_us"),
-        ("cpu", "cpu.shares"),
-        ("memory", "memory.limit_in_bytes"),
-        ("memory", "memory.memsw.limit_in_bytes"),
-        ("cpuset", "cpuset.cpus"),
-        ("cpuset", "cpuset.mems"),
-        ("devices", "devices.list"),
-    ];
-    files
-        .into_iter()
-        .map(|(controller, file)| Ok((file.to_owned(), cgroup::read(controller, id, file)?)))
-        .collect()
+/// The limits in a container's cgroup.
+#[derive(Debug, PartialEq, Eq)]
+struct Limits {
+    numbers: Vec<(Limit, Option<u64>)>,
+    cpus_and_nodes: [String; 2],
 }
 
-fn has(files: &[(String, String)], file: &str, wanted: impl ToString) -> Result<()> {
-    let found = files.iter().find(|(name, _)| name == file).map(|(_, value)| value.as_str());
-    let wanted = wanted.to_string();
-    ensure!(found == Some(wanted.as_str()), "{file} is {found:?}, not {wanted}");
-    Ok(())
+const LIMITS: [Limit; 5] =
+    [Limit::CpuPeriod, Limit::CpuQuota, Limit::CpuShares, Limit::Memory, Limit::MemoryAndSwap];
+
+fn limits(id: &str) -> Result<Limits> {
+    let numbers = LIMITS.map(|limit| Ok((limit, cgroup::limit(limit, id)?)));
+    Ok(Limits {
+        numbers: numbers.into_iter().collect::<Result<_>>()?,
+        cpus_and_nodes: cgroup::cpus_and_nodes(id)?,
+    })
 }
 
-/// The files have the values of [`second`].
+impl Limits {
+    /// Fails if a limit is not this number: -1 is none, and shares are what the host makes of them.
+    fn has(&self, limit: Limit, wanted: i64) -> Result<()> {
+        let found = self.numbers.iter().find(|(name, _)| *name == limit).and_then(|(_, value)| *value);
+        let wanted = u64::try_from(wanted).ok();
+        let wanted = if limit == Limit::CpuShares { wanted.map(cgroup::shares) } else { wanted };
+        ensure!(found == wanted, "{limit:?} is {found:?}, not {wanted:?}");
+        Ok(())
+    }
+
+    fn has_cpu(&self, cpus: &str) -> Result<()> {
+        ensure!(self.cpus_and_nodes[0] == cpus, "the CPUs are {:?}, not {cpus}", self.cpus_and_nodes);
+        Ok(())
+    }
+}
+
+/// The cgroup has the limits of [`second`].
 fn has_second(id: &str) -> Result<()> {
-    let now = files(id)?;
-    has(&now, "cpu.cfs_period_us", 50_000)?;
-    has(&now, "cpu.cfs_quota_us", 40_000)?;
-    has(&now, "cpu.shares", 300)?;
-    has(&now, "memory.limit_in_bytes", 64 * MIB)?;
-    has(&now, "memory.memsw.limit_in_bytes", 96 * MIB)?;
-    has(&now, "cpuset.cpus", 0)?;
-    has(&now, "cpuset.mems", 0)
+    let now = limits(id)?;
+    now.has(Limit::CpuPeriod, 50_000)?;
+    now.has(Limit::CpuQuota, 40_000)?;
+    now.has(Limit::CpuShares, 300)?;
+    now.has(Limit::Memory, 64 * MIB)?;
+    now.has(Limit::MemoryAndSwap, 96 * MIB)?;
+    ensure!(now.cpus_and_nodes == ["0", "0"], "CPUs and nodes are {:?}", now.cpus_and_nodes);
+    Ok(())
 }
 
 /// The resources in ContainerStatus and in its verbose information, which must be equal.
@@ -126,10 +136,19 @@ async fn shown(cx: &Context, id: &str) -> Result<api::LinuxContainerResources> {
     Ok(shown)
 }
 
+/// What the container's device rules let it do: the list that v1 has of them, and what becomes of opening devices, which
+/// is all that v2 shows.
+async fn devices(cx: &Context, id: &str) -> Result<(Option<String>, String)> {
+    let line = "for device in 'null 1 3' 'kmsg 1 11' 'mem 1 1' 'loop 7 0'; do set -- $device; \
+                mknod /tmp/$1 c $2 $3 && true 3<> /tmp/$1 && echo $1; rm -f /tmp/$1; done 2>/dev/null; true";
+    let list = if cgroup::is_v2() { None } else { Some(cgroup::read("devices", id, "devices.list")?) };
+    Ok((list, cx.cri.sh(id, line).await?))
+}
+
 async fn running_container_gets_new_limits(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &sleeper(&cx)).await?;
-    let before = files(&id)?;
+    let before = devices(&cx, &id).await?;
     let request = api::UpdateContainerResourcesRequest {
         container_id: id.clone(),
         linux: Some(second()),
@@ -138,8 +157,7 @@ async fn running_container_gets_new_limits(cx: Context) -> Result<()> {
     };
     cx.cri.update_with(request).await?;
     has_second(&id)?;
-    let devices = |files: &[(String, String)]| files.iter().find(|(name, _)| name == "devices.list").cloned();
-    ensure!(devices(&before) == devices(&files(&id)?), "the update has changed the device rules");
+    ensure!(devices(&cx, &id).await? == before, "the update has changed the device rules");
     let scores = "cat /proc/1/oom_score_adj; cat /proc/self/oom_score_adj";
     cx.prints(&id, scores, "900\n900").await.context("init and an exec")?;
     cx.prints(&id, "grep Cpus_allowed_list /proc/1/status | cut -f2", "0").await?;
@@ -163,19 +181,17 @@ async fn running_container_gets_new_limits(cx: Context) -> Result<()> {
     let lifted =
         api::LinuxContainerResources { cpu_quota: -1, memory_limit_in_bytes: -1, ..Default::default() };
     cx.cri.update(&id, lifted).await?;
-    let now = files(&id)?;
-    has(&now, "cpu.cfs_quota_us", -1)?;
-    has(&now, "cpu.shares", 300)?;
-    for file in ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"] {
-        has(&now, file, "9223372036854771712")?;
-    }
-    Ok(())
+    let now = limits(&id)?;
+    now.has(Limit::CpuQuota, -1)?;
+    now.has(Limit::CpuShares, 300)?;
+    now.has(Limit::Memory, -1)?;
+    now.has(Limit::MemoryAndSwap, -1)
 }
 
 async fn created_container_starts_with_new_limits(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let config = cx
-        .shell("main", "cat /proc/self/oom_score_adj /sys/fs/cgroup/memory/memory.limit_in_bytes; nproc")
+        .shell("main", &format!("cat /proc/self/oom_score_adj {}; nproc", cgroup::inside(Limit::Memory)))
         .with(|c| *c.resources() = first());
     let id = cx.create(&pod, &config).await?;
     cx.cri.update(&id, second()).await?;
@@ -217,10 +233,10 @@ async fn cpu_manager_and_resize_leave_the_rest(cx: Context) -> Result<()> {
     // kubelet's CPU manager sends nothing else.
     let cpus = api::LinuxContainerResources { cpuset_cpus: String::from("0"), ..Default::default() };
     cx.cri.update(&id, cpus).await?;
-    let now = files(&id)?;
-    has(&now, "cpuset.cpus", 0)?;
-    has(&now, "cpu.cfs_quota_us", 50_000)?;
-    has(&now, "memory.limit_in_bytes", 32 * MIB)?;
+    let now = limits(&id)?;
+    now.has_cpu("0")?;
+    now.has(Limit::CpuQuota, 50_000)?;
+    now.has(Limit::Memory, 32 * MIB)?;
     // A resize sends what a create sends.
     for cpu in [40_000, 20_000, 90_000] {
         let resized = api::LinuxContainerResources {
@@ -229,11 +245,11 @@ async fn cpu_manager_and_resize_leave_the_rest(cx: Context) -> Result<()> {
             ..first()
         };
         cx.cri.update(&id, resized.clone()).await?;
-        let now = files(&id)?;
-        has(&now, "cpu.cfs_quota_us", cpu)?;
-        has(&now, "memory.limit_in_bytes", resized.memory_limit_in_bytes)?;
-        has(&now, "memory.memsw.limit_in_bytes", resized.memory_limit_in_bytes)?;
-        has(&now, "cpuset.cpus", 0)?;
+        let now = limits(&id)?;
+        now.has(Limit::CpuQuota, cpu)?;
+        now.has(Limit::Memory, resized.memory_limit_in_bytes)?;
+        now.has(Limit::MemoryAndSwap, resized.memory_limit_in_bytes)?;
+        now.has_cpu("0")?;
         let shown = shown(&cx, &id).await?;
         ensure!(
             shown == api::LinuxContainerResources { cpuset_cpus: String::from("0"), ..resized },
@@ -256,14 +272,14 @@ async fn launch_to_fail(cx: &Context, point: &str) -> Result<()> {
 async fn daemon_that_ends_in_an_update(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &sleeper(&cx)).await?;
-    let before = files(&id)?;
+    let before = limits(&id)?;
     launch_to_fail(&cx, "update.recorded").await?;
     ensure!(cx.cri.update(&id, second()).await.is_err(), "the failpoint did not end the daemon");
     // Part of the update: as if the daemon had ended a little later.
-    let dir = cgroup::find("cpu", &id).context("no cpu cgroup")?;
-    std::fs::write(dir.join("cpu.shares"), "300")?;
+    let place = cgroup::place(&id).context("no cgroup")?;
+    cgroup::set(Limit::CpuShares, &place, cgroup::shares(300))?;
     cx.node.crash().await?;
-    wait::until("the update to be undone", secs(10), || async { Ok((files(&id)? == before).then_some(())) })
+    wait::until("the update to be undone", secs(10), || async { Ok((limits(&id)? == before).then_some(())) })
         .await?;
     ensure!(shown(&cx, &id).await? == first(), "shown: {:?}", shown(&cx, &id).await?);
     cx.prints(&id, "cat /proc/1/oom_score_adj; cat /proc/self/oom_score_adj", "800\n800").await?;
@@ -279,11 +295,11 @@ async fn daemon_that_ends_in_an_update(cx: Context) -> Result<()> {
     cx.prints(&id, "cat /proc/1/oom_score_adj; cat /proc/self/oom_score_adj", "900\n900").await?;
     cx.cri.update(&id, first()).await?;
     // The update is settled: another restart changes nothing.
-    let now = files(&id)?;
+    let now = limits(&id)?;
     cx.node.crash().await?;
     tokio::time::sleep(secs(1)).await;
     ensure!(
-        files(&id)? == now && shown(&cx, &id).await?.cpu_shares == 100,
+        limits(&id)? == now && shown(&cx, &id).await?.cpu_shares == 100,
         "a restart has changed the limits"
     );
     Ok(())
@@ -312,9 +328,9 @@ async fn updates_race_with_everything(cx: Context) -> Result<()> {
                 one.await?.context("an update beside the start")?;
             }
             // They were done one after the other: the files are those of one of them, and are shown.
-            let (now, shown) = (files(&id)?, shown(&cx, &id).await?);
-            has(&now, "cpu.shares", shown.cpu_shares)?;
-            has(&now, "memory.limit_in_bytes", shown.memory_limit_in_bytes)?;
+            let (now, shown) = (limits(&id)?, shown(&cx, &id).await?);
+            now.has(Limit::CpuShares, shown.cpu_shares)?;
+            now.has(Limit::Memory, shown.memory_limit_in_bytes)?;
             ensure!(shown.memory_limit_in_bytes / MIB - 16 == shown.cpu_shares - 100, "mixed: {shown:?}");
         }
         let stop = cx.cri.stop(&id, 0);

@@ -173,8 +173,8 @@ pub struct ContainerRecord {
     pub update: Option<Box<Update>>,
     /// The resources that were requested for a container that was updated before its start: a repeated CreateContainer
     /// is compared with these.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub asked_resources: Option<Box<Resources>>,
+    #[serde(default, rename = "asked_resources", skip_serializing_if = "Option::is_none")]
+    pub requested_resources: Option<Box<Resources>>,
     /// Annotations of its latest update that had some; for verbose status.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub update_annotations: BTreeMap<String, String>,
@@ -201,7 +201,7 @@ impl ContainerRecord {
             exec_template: None,
             asked_env: Vec::new(),
             update: None,
-            asked_resources: None,
+            requested_resources: None,
             update_annotations: BTreeMap::new(),
         }
     }

@@ -53,6 +53,10 @@ async fn the_default_profile_is_loaded_once() {
     let (one, two) =
         tokio::join!(ask(&apparmor, AppArmorProfile::Unset), ask(&apparmor, AppArmorProfile::RuntimeDefault));
     assert_eq!((one.unwrap().as_str(), two.unwrap().as_str(), runs(&dir)), (NAME, NAME, 2));
+    // What has worked is not given up silently.
+    std::fs::remove_file(dir.path().join("profiles")).unwrap();
+    let error = ask(&apparmor, AppArmorProfile::Unset).await.unwrap_err().text();
+    assert!(error.contains("is securityfs mounted"), "{error}");
 }
 
 #[tokio::test]

@@ -50,6 +50,7 @@ fn full_pod() -> PodRecord {
                 privileged: true,
                 readonly_rootfs: true,
                 seccomp: SeccompProfile::Localhost(s("/var/lib/kubelet/seccomp/a.json")),
+                apparmor: AppArmorProfile::Unset,
             },
             runtime_handler: s("plain"),
         },
@@ -145,6 +146,7 @@ fn full_container() -> ContainerRecord {
                 masked_paths: vec![s("/proc/kcore")],
                 readonly_paths: vec![s("/proc/sys")],
                 seccomp: SeccompProfile::RuntimeDefault,
+                apparmor: AppArmorProfile::Unset,
             },
             stop_signal: 15,
         },
@@ -170,7 +172,7 @@ fn full_container() -> ContainerRecord {
         ),
         asked_env: Vec::new(),
         update: None,
-        asked_resources: None,
+        requested_resources: None,
         update_annotations: [].into(),
     }
 }
@@ -188,7 +190,7 @@ fn third_container() -> ContainerRecord {
             resources: Resources { cpu_shares: 1024, ..Resources::default() },
             annotations: [(s("a"), s("b"))].into(),
         })),
-        asked_resources: Some(Box::new(Resources { cpu_shares: 2, ..resources() })),
+        requested_resources: Some(Box::new(Resources { cpu_shares: 2, ..resources() })),
         update_annotations: [(s("c"), s("d"))].into(),
         ..second_container()
     }
@@ -219,6 +221,21 @@ fn fourth_container() -> ContainerRecord {
         },
     ];
     ContainerRecord { volume_images: vec!["sha256:33".to_owned()], ..record }
+}
+/// The record in `container.5.json`: it asks for an AppArmor profile, which its process has.
+fn fifth_container() -> ContainerRecord {
+    let mut record = second_container();
+    record.config.security.apparmor = AppArmorProfile::Localhost("mine".to_owned());
+    if let Some(template) = record.exec_template.as_mut().and_then(serde_json::Value::as_object_mut) {
+        template.insert("apparmor".to_owned(), "mine".into());
+    }
+    record
+}
+/// The record in `pod.3.json`: pause has the default AppArmor profile.
+fn third_pod() -> PodRecord {
+    let mut record = full_pod();
+    record.config.security.apparmor = AppArmorProfile::RuntimeDefault;
+    record
 }
 /// A file in `tests/fixtures`. These are never changed: all later versions must be able to read a release's
 /// records.
@@ -256,6 +273,18 @@ fn records_with_image_volumes_are_readable() {
     let without = serde_json::to_string(&second_container()).unwrap();
     for name in ["volume_images", "recursive_read_only", "mount_options", "sub_path"] {
         assert!(!without.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn records_with_apparmor_profiles_are_readable() {
+    let container = file::read::<ContainerRecord>(&frozen("container.5.json"), kind::CONTAINER);
+    assert_eq!(container.unwrap().unwrap().data, fifth_container());
+    let pod = file::read::<PodRecord>(&frozen("pod.3.json"), kind::POD).unwrap().unwrap();
+    assert_eq!(pod.data, third_pod());
+    // A request without one is written as before.
+    for record in [serde_json::to_string(&second_container()), serde_json::to_string(&full_pod())] {
+        assert!(!record.unwrap().contains("apparmor"));
     }
 }
 

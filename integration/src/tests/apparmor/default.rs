@@ -3,7 +3,8 @@
 use anyhow::{Context as _, Result};
 use cri_api::v1 as api;
 use cri_api::v1::security_profile::ProfileType;
-use std::fs;
+use std::fs::File;
+use std::io::Read as _;
 
 use super::{Asked, DEFAULT, POLICY, enforced, label, labelled, remove};
 use crate::context::Context;
@@ -73,7 +74,7 @@ fn mighty(mut config: api::ContainerConfig, asked: Asked) -> api::ContainerConfi
 
 /// A container that may write /proc/sys and mount, but for the profile.
 async fn default_profile_guards_the_node(cx: Context) -> Result<()> {
-    let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+    let pod = cx.pod().await?;
     let enforced = enforced(&cx);
     let denied = [
         // Opened for appending only: nothing is changed where it is allowed.
@@ -138,10 +139,14 @@ async fn containers_of_a_pod_signal_each_other(cx: Context) -> Result<()> {
                 )),
             )
             .await?;
-        let line = format!("kill $(pgrep -f 'sleep 7{}$')", name.len());
+        let line = format!(
+            "for p in /proc/[0-9]*; do [ \"$(tr '\\0' ' ' < $p/cmdline)\" = '/bin/sleep 7{} ' ] || continue; \
+             kill ${{p#/proc/}}; exit; done; exit 9",
+            name.len()
+        );
         let out = cx.cri.exec(&sender, &["/bin/sh", "-c", &line]).await?;
         if enforced && name == "unconfined" {
-            ensure!(out.code != 0 && out.stderr.contains("denied"), "a signal to it: {out:?}");
+            ensure!(out.code == 1 && out.stderr.contains("denied"), "a signal to it: {out:?}");
             cx.exec_works(&other).await?;
         } else {
             ensure!(out.code == 0, "a signal to {name}: {out:?}");
@@ -167,7 +172,10 @@ async fn root_of_a_user_namespace_is_confined(cx: Context) -> Result<()> {
 /// The kernel counts changes of its policy.
 fn revision() -> Result<String> {
     let path = format!("{POLICY}/revision");
-    fs::read_to_string(&path).with_context(|| path.clone())
+    // In one read: a second one waits for a change.
+    let mut text = [0; 64];
+    let length = File::open(&path).and_then(|mut file| file.read(&mut text)).context(path)?;
+    Ok(String::from_utf8_lossy(text.get(..length).unwrap_or_default()).into_owned())
 }
 
 /// A restarted daemon finds it loaded, and containers keep it, also for later execs.

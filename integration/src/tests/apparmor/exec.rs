@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::expect::ensure;
 use crate::proc;
 use crate::runner::{Test, test};
-use crate::shapes::{ContainerExt as _, PodExt as _};
+use crate::shapes::ContainerExt as _;
 use crate::wait;
 
 pub(super) fn tests() -> Vec<Test> {
@@ -67,7 +67,7 @@ async fn exec_is_confined_with_no_new_privs_and_a_filter(cx: Context) -> Result<
 
 /// The container lays a folder over /proc in which the file that sets the profile takes anything.
 async fn faked_proc_does_not_free_an_exec(cx: Context) -> Result<()> {
-    let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+    let pod = cx.pod().await?;
     let enforced = enforced(&cx);
     let _loaded = enforced
         .then(|| Loaded::new(&[(MOUNTS, "file,\nnetwork,\ncapability,\nsignal,\nmount,\numount,")]))

@@ -253,7 +253,7 @@ async fn pause_has_the_profile_that_is_asked_for(cx: Context) -> Result<()> {
         (Some(ProfileType::RuntimeDefault), "", DEFAULT),
         (Some(ProfileType::Localhost), AUDIT, AUDIT),
     ] {
-        let mut config = cx.pod_config().own_network();
+        let mut config = cx.pod_config();
         config.security().apparmor = kind.and_then(|kind| profile(kind, name));
         if !enforced && wanted == AUDIT {
             let refused = cx.cri.run_pod(&config).await;

@@ -6,12 +6,13 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use cri_api::v1::{self as api, MountPropagation};
 
+use crate::cgroup;
 use crate::context::Context;
 use crate::expect::ensure;
 use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::{self, ContainerExt as _, PodExt as _};
-use crate::wait::secs;
+use crate::wait::{self, secs};
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
@@ -20,6 +21,11 @@ pub(super) fn tests() -> Vec<Test> {
         test!(process_that_left_the_freezer_is_killed),
         test!(ten_thousand_cgroups_are_removed),
     ]
+}
+
+/// Where a privileged container sees its own cgroup with the freezer.
+fn freezer() -> &'static str {
+    if cgroup::is_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/freezer" }
 }
 
 /// Starts a privileged container in a pod of this configuration, and waits until it has created /tmp/ready.
@@ -45,15 +51,17 @@ fn is_killed(mark: &str) -> Result<()> {
 
 async fn own_frozen_cgroup_does_not_keep_it_alive(cx: Context) -> Result<()> {
     let mark = format!("7{:05}", shapes::unique());
+    let freeze = if cgroup::is_v2() { "1 > a/b/cgroup.freeze" } else { "FROZEN > a/b/freezer.state" };
     let line = format!(
-        "cd /sys/fs/cgroup/freezer; mkdir -p a/b; sleep {mark} & echo $! > a/b/cgroup.procs; \
-         echo FROZEN > a/b/freezer.state; touch /tmp/ready; exec sleep 1000"
+        "cd {}; mkdir -p a/b; sleep {mark} & echo $! > a/b/cgroup.procs; \
+         echo {freeze}; touch /tmp/ready; exec sleep 1000",
+        freezer()
     );
     let id = ready(&cx, cx.pod_config(), &cx.shell("one", &line)).await?;
     sleeps(&mark)?;
     let start = Instant::now();
     cx.cri.stop(&id, 0).await?;
-    ensure!(start.elapsed() < secs(5), "its stop took {:?}", start.elapsed());
+    ensure!(start.elapsed() < wait::longer(secs(5)), "its stop took {:?}", start.elapsed());
     is_killed(&mark).context("a process that the container froze itself")?;
     cx.cri.remove(&id).await?;
     Ok(())
@@ -62,8 +70,9 @@ async fn own_frozen_cgroup_does_not_keep_it_alive(cx: Context) -> Result<()> {
 async fn deep_cgroups_are_killed(cx: Context) -> Result<()> {
     let mark = format!("8{:05}", shapes::unique());
     let line = format!(
-        "cd /sys/fs/cgroup/freezer; i=0; while [ $i -lt 50 ]; do mkdir d && cd d; i=$((i+1)); done; \
-         setsid sleep {mark} & echo $! > cgroup.procs; touch /tmp/ready; exec sleep 1000"
+        "cd {}; i=0; while [ $i -lt 50 ]; do mkdir d && cd d; i=$((i+1)); done; \
+         setsid sleep {mark} & echo $! > cgroup.procs; touch /tmp/ready; exec sleep 1000",
+        freezer()
     );
     // In the PID namespace of pause, other processes do not end with init.
     let id = ready(&cx, cx.pod_config().shared_pid(), &cx.shell("one", &line)).await?;
@@ -77,23 +86,24 @@ async fn deep_cgroups_are_killed(cx: Context) -> Result<()> {
 async fn ten_thousand_cgroups_are_removed(cx: Context) -> Result<()> {
     let mark = format!("6{:05}", shapes::unique());
     let line = format!(
-        "cd /sys/fs/cgroup/freezer; mkdir $(seq 1 10200); setsid sleep {mark} & \
-         echo $! > /sys/fs/cgroup/freezer/10200/cgroup.procs; touch /tmp/ready; exec sleep 1000"
+        "cd {0}; mkdir $(seq 1 10200); setsid sleep {mark} & \
+         echo $! > {0}/10200/cgroup.procs; touch /tmp/ready; exec sleep 1000",
+        freezer()
     );
     let id = ready(&cx, cx.pod_config().shared_pid(), &cx.shell("one", &line)).await?;
     sleeps(&mark)?;
     cx.cri.stop(&id, 0).await.context("stop")?;
     is_killed(&mark).context("a process in one of 10,200 cgroups")?;
     cx.cri.remove(&id).await.context("removal")?;
-    ensure!(crate::cgroup::find("freezer", &id).is_none(), "its cgroup is still there");
+    ensure!(cgroup::find("freezer", &id).is_none(), "its cgroup is still there");
     Ok(())
 }
 
 async fn process_that_left_the_freezer_is_killed(cx: Context) -> Result<()> {
     let mark = format!("9{:05}", shapes::unique());
-    let line = format!(
-        "setsid sleep {mark} & echo $! > /host/freezer/cgroup.procs && touch /tmp/ready; exec sleep 1000"
-    );
+    let root = if cgroup::is_v2() { "/host" } else { "/host/freezer" };
+    let line =
+        format!("setsid sleep {mark} & echo $! > {root}/cgroup.procs && touch /tmp/ready; exec sleep 1000");
     let config = cx.shell("one", &line).mount(
         Path::new("/sys/fs/cgroup"),
         "/host",

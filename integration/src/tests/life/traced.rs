@@ -46,7 +46,7 @@ async fn start_of_a_stopped_init(cx: Context) -> Result<()> {
     let (id, _) = stopped(&cx, &pod).await?;
     let start = Instant::now();
     cx.cri.start(&id).await.context("start of a stopped init")?;
-    ensure!(start.elapsed() < secs(10), "the start took {:?}", start.elapsed());
+    ensure!(start.elapsed() < wait::longer(secs(10)), "the start took {:?}", start.elapsed());
     cx.is_shown(&id, ContainerState::ContainerRunning).await
 }
 
@@ -130,7 +130,11 @@ async fn traced_exec_times_out_in_time(cx: Context) -> Result<()> {
         answers.iter().all(|code| *code == Code::DeadlineExceeded),
         "traced execs were answered with {answers:?}"
     );
-    ensure!(start.elapsed() < secs(6), "traced execs with a time-out of 1 s took {:?}", start.elapsed());
+    ensure!(
+        start.elapsed() < wait::longer(secs(6)),
+        "traced execs with a time-out of 1 s took {:?}",
+        start.elapsed()
+    );
     cx.exec_works(&id).await?;
     Ok(())
 }
@@ -163,11 +167,15 @@ async fn traced_execs_take_no_place_for_ever(cx: Context) -> Result<()> {
         answers.iter().all(|code| *code == Code::DeadlineExceeded),
         "traced execs were answered with {answers:?}"
     );
-    ensure!(start.elapsed() < secs(8), "traced execs with a time-out of 1 s took {:?}", start.elapsed());
+    ensure!(
+        start.elapsed() < wait::longer(secs(8)),
+        "traced execs with a time-out of 1 s took {:?}",
+        start.elapsed()
+    );
     // The container with all of them is stopped like any other.
     let start = Instant::now();
     cx.cri.stop(&id, 0).await?;
-    ensure!(start.elapsed() < secs(5), "its stop took {:?}", start.elapsed());
+    ensure!(start.elapsed() < wait::longer(secs(5)), "its stop took {:?}", start.elapsed());
     Ok(())
 }
 
@@ -182,7 +190,7 @@ async fn stopped_though_traced(cx: &Context, options: u32) -> Result<(String, St
     traces(cx, &tracing, 1).await?;
     let start = Instant::now();
     cx.cri.stop(&victim, 0).await?;
-    ensure!(start.elapsed() < secs(5), "its stop took {:?}", start.elapsed());
+    ensure!(start.elapsed() < wait::longer(secs(5)), "its stop took {:?}", start.elapsed());
     cx.exited_with(&victim, 137).await?;
     Ok((tracing, victim))
 }
@@ -221,7 +229,7 @@ async fn pod_traced_from_another_is_stopped(cx: Context) -> Result<()> {
     let (_, _, pod, _) = traced_from_another(&cx, 0).await?;
     let start = Instant::now();
     cx.cri.stop_pod(&pod.id).await.context("stop of a pod that another one traces")?;
-    ensure!(start.elapsed() < secs(5), "its stop took {:?}", start.elapsed());
+    ensure!(start.elapsed() < wait::longer(secs(5)), "its stop took {:?}", start.elapsed());
     cx.cri.remove_pod(&pod.id).await?;
     Ok(())
 }

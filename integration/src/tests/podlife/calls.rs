@@ -171,7 +171,7 @@ async fn a_traced_container_can_be_stopped(cx: Context) -> Result<()> {
     let tracer = Tracer::seize(cx.pid(&id).await?)?;
     let asked = Instant::now();
     cx.cri.stop(&id, 0).await?;
-    ensure!(asked.elapsed() < secs(15), "StopContainer took {:?}", asked.elapsed());
+    ensure!(asked.elapsed() < wait::longer(secs(15)), "StopContainer took {:?}", asked.elapsed());
     cx.exited_with(&id, 137).await?;
     cx.cri.remove(&id).await.context("RemoveContainer")?;
     let next = cx.start(&pod, &cx.sleeper("next")).await.context("a further container")?;

@@ -27,19 +27,10 @@ impl Frozen {
     /// Freezes all processes of a container, and returns when they are frozen: a process that was only asked to freeze
     /// still completes the system call it sleeps in, if that becomes possible before the process is scheduled.
     async fn container(id: &str) -> Result<Self> {
-        let (file, freeze, thaw) = match cgroup::find("freezer", id) {
-            Some(folder) => (folder.join("freezer.state"), "FROZEN", "THAWED"),
-            None => {
-                let folder = cgroup::hierarchies()
-                    .into_iter()
-                    .filter_map(|root| cgroup::find(root.file_name()?.to_str()?, id))
-                    .find(|folder| folder.join("cgroup.freeze").exists());
-                (
-                    folder.context("no cgroup of the container has cgroup.freeze")?.join("cgroup.freeze"),
-                    "1",
-                    "0",
-                )
-            }
+        let folder = cgroup::find("freezer", id).context("the container has no cgroup with a freezer")?;
+        let (file, freeze, thaw) = match cgroup::is_v2() {
+            false => (folder.join("freezer.state"), "FROZEN", "THAWED"),
+            true => (folder.join("cgroup.freeze"), "1", "0"),
         };
         // Thaws it also if it does not freeze.
         let frozen = Self { file, thaw };

@@ -1,13 +1,12 @@
 //! Values, compared with the kernel files that they come from.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use cri_api::v1 as api;
 
 use super::{answered, linux, stats, value};
-use crate::cgroup;
+use crate::cgroup::{self, Limit, Usage};
 use crate::context::{Context, Pod};
 use crate::expect::ensure;
 use crate::isolation::command;
@@ -24,15 +23,9 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// The folder of the pod's cgroup in a hierarchy.
-fn folder(pod: &Pod, controller: &str) -> Result<PathBuf> {
-    let parent = pod.config.linux.as_ref().context("no linux")?.cgroup_parent.clone();
-    let name = parent.rsplit('/').next().unwrap_or_default();
-    cgroup::find(controller, name).with_context(|| format!("no {controller} cgroup {parent}"))
-}
-
-fn text(file: &Path) -> Result<String> {
-    std::fs::read_to_string(file).with_context(|| file.display().to_string())
+/// The path of the pod's cgroup.
+fn place(pod: &Pod) -> Result<String> {
+    Ok(pod.config.linux.as_ref().context("no linux")?.cgroup_parent.clone())
 }
 
 /// The path of a pod's pinned network namespace, from verbose status.
@@ -42,26 +35,16 @@ async fn netns(cx: &Context, pod: &Pod) -> Result<String> {
     Ok(info["netns"].as_str().context("verbose info has no network namespace")?.to_owned())
 }
 
-fn number(file: &Path) -> Result<u64> {
-    Ok(text(file)?.trim().parse()?)
-}
-
-/// A line of memory.stat.
-fn memory_stat(folder: &Path, key: &str) -> Result<u64> {
-    let text = text(&folder.join("memory.stat"))?;
-    let found = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
-    Ok(found.with_context(|| format!("memory.stat without {key}"))?.trim().parse()?)
-}
-
 /// What a memory cgroup says now: usage, inactive file pages, anonymous memory, faults, major faults, swap.
-fn memory_now(folder: &Path) -> Result<[u64; 6]> {
+fn memory_now(place: &str) -> Result<[u64; 6]> {
+    let now = |what| cgroup::usage_at(what, place);
     Ok([
-        number(&folder.join("memory.usage_in_bytes"))?,
-        memory_stat(folder, "total_inactive_file")?,
-        memory_stat(folder, "total_rss")?,
-        memory_stat(folder, "total_pgfault")?,
-        memory_stat(folder, "total_pgmajfault")?,
-        memory_stat(folder, "total_swap")?,
+        now(Usage::Memory)?,
+        now(Usage::InactiveFile)?,
+        now(Usage::Anonymous)?,
+        now(Usage::Faults)?,
+        now(Usage::MajorFaults)?,
+        now(Usage::Swap)?,
     ])
 }
 
@@ -112,7 +95,8 @@ async fn values_are_those_of_the_cgroups(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().own_network().label("k", "v")).await?;
     // What kubelet does with the limit of a pod.
     let limit = 512 << 20;
-    std::fs::write(folder(&pod, "memory")?.join("memory.limit_in_bytes"), limit.to_string())?;
+    let place = place(&pod)?;
+    cgroup::set(Limit::Memory, &place, limit)?;
     let line = "dd if=/dev/zero of=/tmp/file bs=1M count=8 2>/dev/null; sleep 1000 & sleep 1000 & wait";
     let limited = cx.shell("limited", line).with(|c| {
         c.resources().memory_limit_in_bytes = 128 << 20;
@@ -121,13 +105,13 @@ async fn values_are_those_of_the_cgroups(cx: Context) -> Result<()> {
     let id = cx.start(&pod, &limited).await?;
     cx.start(&pod, &cx.sleeper("free")).await?;
 
-    let (cpu, memory) = (folder(&pod, "cpuacct")?.join("cpuacct.usage"), folder(&pod, "memory")?);
-    let leaf = cgroup::find("memory", &id).context("no memory cgroup of the container")?;
+    let leaf = cgroup::place(&id).context("no cgroup of the container")?;
+    let cpu = || cgroup::usage_at(Usage::Cpu, &place);
     // memory.stat of the kernel may be two seconds old.
     wait::until("equal values in the stats and the files", secs(30), || async {
-        let before = (number(&cpu)?, memory_now(&memory)?, memory_now(&leaf)?);
+        let before = (cpu()?, memory_now(&place)?, memory_now(&leaf)?);
         let stats = stats(&cx, &pod.id).await?;
-        let after = (number(&cpu)?, memory_now(&memory)?, memory_now(&leaf)?);
+        let after = (cpu()?, memory_now(&place)?, memory_now(&leaf)?);
         let attributes = stats.attributes.context("no attributes: kubelet would panic")?;
         ensure!(
             attributes.id == pod.id
@@ -163,7 +147,7 @@ async fn values_are_those_of_the_cgroups(cx: Context) -> Result<()> {
     processes_are_counted(&cx, &pod).await?;
 
     // Pressure of a cgroup exists only if the kernel has files for it.
-    let has_pressure = cpu.with_file_name("cpu.pressure").exists();
+    let has_pressure = cgroup::has_pressure(&place);
     let linux = linux(&cx, &pod.id).await?;
     ensure!(
         linux.io.is_some() == has_pressure
@@ -178,7 +162,7 @@ async fn values_are_those_of_the_cgroups(cx: Context) -> Result<()> {
 
 /// Processes, not threads, of all containers and without pause.
 async fn processes_are_counted(cx: &Context, pod: &Pod) -> Result<()> {
-    let freezer = folder(pod, "freezer")?;
+    let freezer = cgroup::folder("freezer", &place(pod)?)?;
     let pause = cx.node.pause(&pod.id)?.pid;
     wait::until("the number of processes", secs(10), || async {
         let count = || {

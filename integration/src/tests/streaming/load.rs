@@ -155,7 +155,7 @@ async fn forward_many(forwarder: &Forwarder) -> Result<()> {
         open.push(socket);
     }
     for (number, socket) in open.iter_mut().enumerate() {
-        let byte = tokio::time::timeout(secs(20), socket.read_u8()).await;
+        let byte = wait::timeout(secs(20), socket.read_u8()).await;
         let byte = byte.with_context(|| format!("connection {number} of {CONNECTIONS}"))??;
         ensure!(usize::from(byte) == number, "connection {number} has {byte}");
     }
@@ -271,10 +271,10 @@ async fn refused_clients_keep_nobody_out(cx: Context) -> Result<()> {
         .spawn()?;
     let mut line = String::new();
     let stdout = refused.stdout.take().context("no stdout")?;
-    tokio::time::timeout(secs(30), BufReader::new(stdout).read_line(&mut line)).await??;
+    wait::timeout(secs(30), BufReader::new(stdout).read_line(&mut line)).await??;
     ensure!(line == "all\n", "the shell says {line:?}");
     let exec = async { Client::connect(&url, V5).await?.rest().await };
-    let ended = tokio::time::timeout(secs(5), exec).await.context("beside clients that were refused")??;
+    let ended = wait::timeout(secs(5), exec).await.context("beside clients that were refused")??;
     ensure!(ended.code()? == 0, "the status is {}", ended.status);
     drop(refused.stdin.take());
     refused.wait().await?;

@@ -6,6 +6,7 @@ use serde_json::Value;
 use tonic::Code;
 
 use super::MIB;
+use crate::cgroup::Limit;
 use crate::context::{Context, Pod};
 use crate::expect::ensure;
 use crate::runner::{Test, test};
@@ -39,13 +40,9 @@ async fn pod_resources_are_kept(cx: Context) -> Result<()> {
     }
     let pod = cx.pod_of(config.clone()).await?;
     let parent = config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
-    let pause = cgroup::find("memory", &pod.id).context("pause has no memory cgroup")?;
-    let limits = || -> Result<[String; 2]> {
-        let above = pause.parent().context("no cgroup above")?;
-        Ok([
-            std::fs::read_to_string(pause.join("memory.limit_in_bytes"))?,
-            std::fs::read_to_string(above.join("memory.limit_in_bytes"))?,
-        ])
+    let pause = cgroup::of_process("memory", cx.node.pause(&pod.id)?.pid)?;
+    let limits = || -> Result<[Option<u64>; 2]> {
+        Ok([cgroup::limit_at(Limit::Memory, &pause)?, cgroup::limit_at(Limit::Memory, &parent)?])
     };
     let before = limits()?;
     pod_shows(&cx, &pod, [None, Some((10, 10 * MIB))]).await?;

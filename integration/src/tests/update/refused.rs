@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use cri_api::v1::{self as api, ContainerState};
 use tonic::Code;
 
-use super::{MIB, files, second, shown, sleeper};
+use super::{MIB, limits, second, shown, sleeper};
 use crate::context::Context;
 use crate::expect::ensure;
 use crate::runner::{Test, test};
@@ -34,7 +34,7 @@ async fn refused(
 async fn refused_updates_change_nothing(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &sleeper(&cx)).await?;
-    let before = (files(&id)?, shown(&cx, &id).await?);
+    let before = (limits(&id)?, shown(&cx, &id).await?);
     let with = |change: fn(&mut api::LinuxContainerResources)| {
         let mut linux = second();
         change(&mut linux);
@@ -59,7 +59,7 @@ async fn refused_updates_change_nothing(cx: Context) -> Result<()> {
         (with(|r| r.oom_score_adj = 2000), ["linux.oom_score_adj", "2000"]),
     ] {
         refused(&cx, &id, linux, invalid, &parts).await?;
-        ensure!((files(&id)?, shown(&cx, &id).await?) == before, "a refused update has changed something");
+        ensure!((limits(&id)?, shown(&cx, &id).await?) == before, "a refused update has changed something");
     }
     let swap = api::LinuxContainerResources { memory_swap_limit_in_bytes: 16 * MIB, ..Default::default() };
     refused(&cx, &id, swap, invalid, &["linux.memory_swap_limit_in_bytes", "(33554432)"]).await?;
@@ -79,7 +79,7 @@ async fn memory_below_usage_is_refused_with_the_number(cx: Context) -> Result<()
         .start(&pod, &cx.shell("main", line).with(|c| c.resources().memory_limit_in_bytes = 128 * MIB))
         .await?;
     cx.said(&id, "20000000").await?;
-    let before = files(&id)?;
+    let before = limits(&id)?;
     let less = api::LinuxContainerResources {
         memory_limit_in_bytes: 8 * MIB,
         cpu_shares: 500,
@@ -96,7 +96,7 @@ async fn memory_below_usage_is_refused_with_the_number(cx: Context) -> Result<()
             && numbers.iter().any(|n| (15 * MIB..128 * MIB).contains(n)),
         "the error does not say how much is in use: {text}"
     );
-    ensure!(files(&id)? == before, "it has changed something");
+    ensure!(limits(&id)? == before, "it has changed something");
     cx.is_shown(&id, ContainerState::ContainerRunning).await?;
     Ok(())
 }

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use cri_api::v1::{self as api, MountPropagation};
 
 use super::{LENGTH, ids, inside, mapped, owner};
+use crate::cgroup::Limit;
 use crate::context::Context;
 use crate::expect::ensure;
 use crate::isolation::command;
@@ -139,24 +140,23 @@ async fn processes_stay_in_their_cgroups(cx: Context) -> Result<()> {
     config.resources().memory_limit_in_bytes = 64 << 20;
     let id = cx.start(&pod, &config).await?;
     let pid = cx.pid(&id).await?;
-    let limit = cgroup::read("memory", &id, "memory.limit_in_bytes")?;
-    ensure!(limit == (64 << 20).to_string(), "the memory limit is {limit}");
-    let outside = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let exec = cx.cri.sh(&id, "cat /proc/self/cgroup").await?;
+    let limit = cgroup::limit(Limit::Memory, &id)?;
+    ensure!(limit == Some(64 << 20), "the memory limit is {limit:?}");
+    // The exec's pid on the host is not known, so it stays and the cgroup lists it.
+    let exec = cx.cri.sh(&id, "sleep 1000 >/dev/null 2>&1 & echo here").await?;
+    ensure!(exec == "here", "the exec wrote {exec:?}");
     for controller in ["memory", "pids", "devices", "freezer", "cpu"] {
-        let line = outside
-            .lines()
-            .find(|l| l.split(':').nth(1).is_some_and(|c| c.split(',').any(|c| c == controller)));
-        let line = line.with_context(|| format!("no {controller} in {outside}"))?;
-        ensure!(line.ends_with(&id), "init is in {line}");
-        ensure!(exec.contains(line), "an exec is in {exec}, init in {line}");
+        let path = cgroup::of_process(controller, pid)?;
+        ensure!(path.ends_with(&id), "init is in {path}");
+        let members = cgroup::members(&cgroup::folder(controller, &path)?);
+        ensure!(members.contains(&pid) && members.len() == 2, "init and an exec are {pid} in {members:?}");
     }
-    all_fail(
-        &cx,
-        &id,
-        &["echo $$ > /sys/fs/cgroup/memory/tasks", "echo 1g > /sys/fs/cgroup/memory/memory.limit_in_bytes"],
-    )
-    .await
+    let file = cgroup::inside(Limit::Memory);
+    let folder = Path::new(&file).parent().context("no folder")?.display();
+    let lines =
+        ["cgroup.procs", "tasks"].map(|file| format!("test -e {folder}/{file} && echo $$ > {folder}/{file}"));
+    let write = format!("echo 1g > {file}");
+    all_fail(&cx, &id, &[lines[0].as_str(), lines[1].as_str(), write.as_str()]).await
 }
 
 /// CVE-2024-21626: a working directory that is a descriptor which the runtime has open. It is refused, or in the container.
@@ -262,7 +262,7 @@ async fn devices_shm_queues_and_kernel_files(cx: Context) -> Result<()> {
         ("/sys", "sysfs"),
         ("/dev/mqueue", "mqueue"),
         ("/dev/pts", "devpts"),
-        ("/sys/fs/cgroup", "tmpfs"),
+        ("/sys/fs/cgroup", if cgroup::is_v2() { "cgroup2" } else { "tmpfs" }),
     ] {
         let line = mounts.lines().find(|l| l.split(' ').nth(1) == Some(place));
         ensure!(line.is_some_and(|l| l.contains(words)), "{place}: {line:?}");

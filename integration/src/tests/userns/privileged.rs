@@ -88,18 +88,21 @@ async fn privileged_root_gains_nothing_outside(cx: Context) -> Result<()> {
     .map(String::from)
     .to_vec();
     // Cgroups: those of the container, and (CVE-2022-0492) a hierarchy that it mounts in a cgroup namespace of its own.
-    for controller in ["memory", "devices", "pids", "freezer"] {
-        let at = format!("/sys/fs/cgroup/{controller}");
-        if !Path::new(&at).exists() {
+    // On v2 there is one, and no release_agent.
+    let v1 = ["memory", "devices", "pids", "freezer"].map(|it| (format!("/sys/fs/cgroup/{it}"), it));
+    for (at, controller) in v1.into_iter().chain([(String::from("/sys/fs/cgroup"), "memory")]) {
+        if !Path::new(&at).join("cgroup.procs").exists() {
             continue;
         }
         lines.extend(
             ["cgroup.procs", "tasks"].map(|file| format!("test -e {at}/{file} && exec 3>> {at}/{file}")),
         );
         lines.push(format!("mkdir {at}/new"));
-        lines.push(format!(
-            "mkdir -p /tmp/c; unshare --cgroup --mount sh -c 'mount -t cgroup -o {controller} none /tmp/c && {{ (exec 3>> /tmp/c/release_agent) || mkdir /tmp/c/new; }}'"
-        ));
+        for kind in [format!("cgroup -o {controller}"), String::from("cgroup2")] {
+            lines.push(format!(
+                "mkdir -p /tmp/c; unshare --cgroup --mount sh -c 'mount -t {kind} none /tmp/c && {{ (exec 3>> /tmp/c/release_agent) || (exec 3>> /tmp/c/cgroup.procs) || mkdir /tmp/c/new; }}'"
+            ));
+        }
     }
     lines.push(String::from(
         "test -e /sys/fs/cgroup/devices/devices.allow && exec 3>> /sys/fs/cgroup/devices/devices.allow",

@@ -97,7 +97,7 @@ pub fn applied(record: &mut ContainerRecord, update: Update) -> Result<(), Error
     let old = std::mem::replace(&mut record.config.resources, new);
     // A container that has run is not created again, so its request is not needed any more.
     if record.phase == ContainerPhase::Created {
-        record.asked_resources.get_or_insert_with(|| Box::new(old));
+        record.requested_resources.get_or_insert_with(|| Box::new(old));
     }
     if resources.oom_score_adj != 0
         && let Some(template) = record.exec_template.as_mut().and_then(serde_json::Value::as_object_mut)
@@ -177,7 +177,7 @@ mod tests {
             let update = Update { resources: full(k), annotations: annotations.clone() };
             applied(&mut record, update).unwrap();
             assert_eq!(record.config.resources, full(k));
-            assert_eq!(record.asked_resources.as_deref(), Some(&full(1)), "the first request");
+            assert_eq!(record.requested_resources.as_deref(), Some(&full(1)), "the first request");
         }
         let template: ProcessPlan = serde_json::from_value(record.exec_template.clone().unwrap()).unwrap();
         assert_eq!(template, ProcessPlan { oom_score_adj: Some(300), ..plan });

@@ -234,7 +234,7 @@ fn is_equal(record: &ContainerRecord, config: &ContainerConfig) -> bool {
     };
     let without = |config: &ContainerConfig| ContainerConfig { envs: Vec::new(), ..config.clone() };
     let mut asked = without(&record.config);
-    if let Some(resources) = &record.asked_resources {
+    if let Some(resources) = &record.requested_resources {
         asked.resources = (**resources).clone();
     }
     asked == without(config) && by_name(spec::exec::requested_env(record)) == by_name(config.envs.clone())

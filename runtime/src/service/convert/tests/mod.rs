@@ -227,7 +227,7 @@ fn container_record(config: model::ContainerConfig) -> ContainerRecord {
         exec_template: None,
         asked_env: Vec::new(),
         update: None,
-        asked_resources: None,
+        requested_resources: None,
         update_annotations: [].into(),
     }
 }

@@ -1,10 +1,14 @@
 //! Metrics of pods and containers, from CRI or from kubelet's endpoints, and what the kernel says of the same cgroup.
 
+mod kernel;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use cri_api::v1 as api;
+
+pub(crate) use kernel::{USAGE, WORKING_SET, equal, kernel};
 
 use crate::cri::{Cri, bounded};
 use crate::expect::ensure;
@@ -98,10 +102,14 @@ pub(crate) async fn list(cri: &Cri) -> Result<Vec<api::PodSandboxMetrics>> {
 
 /// Whether the host accounts for huge pages by cgroup: then there are two more metrics.
 pub(crate) fn has_huge_pages() -> bool {
-    cgroup::hierarchies().iter().any(|it| it.file_name().is_some_and(|name| name == "hugetlb"))
+    match cgroup::folder("hugetlb", "/") {
+        Ok(root) if cgroup::is_v2() => std::fs::read_to_string(root.join("cgroup.controllers"))
+            .is_ok_and(|all| all.split_whitespace().any(|name| name == "hugetlb")),
+        found => found.is_ok(),
+    }
 }
 
-/// The names that clients know, without their prefix. `-` marks those that need cgroup v2, `h` those that need accounting
+/// The names that clients know, without their prefix. `-` marks those of pressure, which needs cgroup v2, `h` those that need accounting
 /// of huge pages, `i` those of block I/O, which the kernel counts only with some I/O schedulers or limits, and `q` those
 /// of a CPU quota.
 const KNOWN: &str = "
@@ -126,133 +134,11 @@ pub(crate) fn names(valued: bool) -> Vec<String> {
         None => Some(word),
         Some(("q", name)) => Some(name),
         Some(("h", name)) => has_huge_pages().then_some(name),
+        Some(("-", name)) => (cgroup::is_v2() && Path::new("/proc/pressure").exists()).then_some(name),
         Some(("i", name)) => (!valued).then_some(name),
         Some(_) => None,
     });
     wanted.map(|name| format!("container_{name}")).collect()
-}
-
-/// A metric, and where the kernel has the value: controller, file, key of a line (empty: the file is one number), and
-/// what the value is divided by.
-type Source =
-    (&'static str, &'static [(&'static str, &'static str)], &'static str, &'static str, &'static str, u64);
-
-/// Places of values in [`kernel`].
-pub(crate) const USAGE: usize = 12;
-/// The last one.
-pub(crate) const WORKING_SET: usize = SOURCES.len();
-
-const NANO: u64 = 1_000_000_000;
-const SOURCES: [Source; 27] = [
-    ("cpu_usage_seconds_total", &[("cpu", "total")], "cpuacct", "cpuacct.usage", "", NANO),
-    ("cpu_user_seconds_total", &[], "cpuacct", "cpuacct.stat", "user", 100),
-    ("cpu_system_seconds_total", &[], "cpuacct", "cpuacct.stat", "system", 100),
-    ("cpu_cfs_periods_total", &[], "cpu", "cpu.stat", "nr_periods", 1),
-    ("cpu_cfs_throttled_periods_total", &[], "cpu", "cpu.stat", "nr_throttled", 1),
-    ("cpu_cfs_throttled_seconds_total", &[], "cpu", "cpu.stat", "throttled_time", NANO),
-    ("memory_cache", &[], "memory", "memory.stat", "total_cache", 1),
-    ("memory_rss", &[], "memory", "memory.stat", "total_rss", 1),
-    ("memory_mapped_file", &[], "memory", "memory.stat", "total_mapped_file", 1),
-    ("memory_swap", &[], "memory", "memory.stat", "total_swap", 1),
-    ("memory_kernel_usage", &[], "memory", "memory.kmem.usage_in_bytes", "", 1),
-    ("memory_failcnt", &[], "memory", "memory.failcnt", "", 1),
-    ("memory_usage_bytes", &[], "memory", "memory.usage_in_bytes", "", 1),
-    ("memory_max_usage_bytes", &[], "memory", "memory.max_usage_in_bytes", "", 1),
-    (
-        "memory_failures_total",
-        &[("failure_type", "pgfault"), ("scope", "container")],
-        "memory",
-        "memory.stat",
-        "pgfault",
-        1,
-    ),
-    (
-        "memory_failures_total",
-        &[("failure_type", "pgfault"), ("scope", "hierarchy")],
-        "memory",
-        "memory.stat",
-        "total_pgfault",
-        1,
-    ),
-    (
-        "memory_failures_total",
-        &[("failure_type", "pgmajfault"), ("scope", "container")],
-        "memory",
-        "memory.stat",
-        "pgmajfault",
-        1,
-    ),
-    (
-        "memory_failures_total",
-        &[("failure_type", "pgmajfault"), ("scope", "hierarchy")],
-        "memory",
-        "memory.stat",
-        "total_pgmajfault",
-        1,
-    ),
-    ("oom_events_total", &[], "memory", "memory.oom_control", "oom_kill", 1),
-    ("threads", &[], "pids", "pids.current", "", 1),
-    ("threads_max", &[], "pids", "pids.max", "", 1),
-    ("spec_cpu_period", &[], "cpu", "cpu.cfs_period_us", "", 1),
-    ("spec_cpu_quota", &[], "cpu", "cpu.cfs_quota_us", "", 1),
-    ("spec_cpu_shares", &[], "cpu", "cpu.shares", "", 1),
-    ("spec_memory_limit_bytes", &[], "memory", "memory.limit_in_bytes", "", 1),
-    ("spec_memory_swap_limit_bytes", &[], "memory", "memory.memsw.limit_in_bytes", "", 1),
-    ("spec_memory_reservation_limit_bytes", &[], "memory", "memory.soft_limit_in_bytes", "", 1),
-];
-
-/// The number in a text, or in its line of a key. No limit is 0.
-fn number(text: &str, key: &str) -> Result<u64> {
-    let value = if key.is_empty() {
-        text
-    } else {
-        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
-        lines.find(|(name, _)| *name == key).with_context(|| format!("no {key} in {text}"))?.1
-    };
-    match value.trim() {
-        "max" | "-1" => Ok(0),
-        value => Ok(value.parse::<u64>().map(|it| if it >= 1 << 62 { 0 } else { it })?),
-    }
-}
-
-/// What the kernel says of a cgroup, whose last path element is `leaf`; in the order of [`SOURCES`], and the working set.
-pub(crate) fn kernel(leaf: &str) -> Result<Vec<u64>> {
-    let mut values = Vec::new();
-    for (name, _, controller, file, key, divisor) in SOURCES {
-        let text = cgroup::read(controller, leaf, file)?;
-        values.push(number(&text, key).with_context(|| format!("{name}: {controller}/{file}"))? / divisor);
-    }
-    let stat = cgroup::read("memory", leaf, "memory.stat")?;
-    let usage = number(&cgroup::read("memory", leaf, "memory.usage_in_bytes")?, "")?;
-    values.push(usage.saturating_sub(number(&stat, "total_inactive_file")?));
-    Ok(values)
-}
-
-/// Checks the samples with these labels against what the kernel said before and after them. `skip` are names without
-/// their prefix that there must not be.
-pub(crate) fn equal(
-    samples: &Samples,
-    labels: &[(&str, &str)],
-    [before, after]: [&[u64]; 2],
-    skip: &[&str],
-) -> Result<()> {
-    let working_set: Source = ("memory_working_set_bytes", &[], "memory", "", "", 1);
-    let sources = SOURCES.iter().chain([&working_set]).zip(before.iter().zip(after));
-    for ((name, own, ..), (before, after)) in sources {
-        let full = format!("container_{name}");
-        let labels: Vec<(&str, &str)> = labels.iter().chain(own.iter()).copied().collect();
-        if skip.contains(name) {
-            ensure!(samples.all(&full, &labels).is_empty(), "{full} has {:?}", samples.all(&full, &labels));
-            continue;
-        }
-        let value = samples.one(&full, &labels)?;
-        let (low, high) = (before.min(after), before.max(after));
-        ensure!(
-            (*low as f64..=*high as f64).contains(&value),
-            "{full} with {labels:?} is {value}, but the kernel said {before} before and {after} after"
-        );
-    }
-    Ok(())
 }
 
 /// Descriptors and sockets of the processes in a cgroup, and their number.
@@ -302,18 +188,5 @@ mod tests {
         assert_eq!(samples.one("a", &[("y", "/b c"), ("x", "1")]).unwrap(), 6.7e7);
         assert_eq!(samples.one("b", &[]).unwrap(), 3.0);
         assert!(samples.one("a", &[("x", "2")]).is_err() && Samples::of_text("a{x=\"1} 3").is_err());
-    }
-
-    #[test]
-    fn places_are_right() {
-        assert_eq!(SOURCES.get(USAGE).map(|source| source.0), Some("memory_usage_bytes"));
-    }
-
-    #[test]
-    fn numbers_are_found() {
-        assert_eq!(number("user 12\nsystem 3\n", "system").unwrap(), 3);
-        assert_eq!((number("max", "").unwrap(), number("-1", "").unwrap()), (0, 0));
-        assert_eq!((number("9223372036854771712", "").unwrap(), number("5\n", "").unwrap()), (0, 5));
-        assert!(number("user 12", "us").is_err());
     }
 }

@@ -1,5 +1,7 @@
-//! Lists and destroys cgroups of all hierarchies. Finds one, and reads its files, by a controller that is mounted below
-//! its own name, as on v1 and hybrid hosts.
+//! Lists, finds and destroys cgroups on hosts with v1, hybrid and v2. Tests read limits and usage by their meaning
+//! ([`values`]), so that they need not know which it is.
+
+mod values;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,8 +10,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+pub(crate) use values::{
+    Limit, Usage, cpus_and_nodes, has_pressure, inside, keyed, limit, limit_at, set, shares, usage, usage_at,
+};
+
+pub(crate) use crate::driver::{Driver, driver};
+use crate::wait;
+
 /// How long [`destroy`] waits in each hierarchy for killed processes to leave.
 const RELEASE: Duration = Duration::from_secs(2);
+/// The cgroup of the daemon's shims. It is never below kubepods, whose limits are for pods.
+pub(crate) const SHIMS: &str = "/copepod";
 /// The mount point of the hierarchies.
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -48,7 +59,37 @@ pub(crate) fn all(keep: impl Fn(&str) -> bool) -> BTreeSet<String> {
     found
 }
 
-/// A controller's file in the cgroup whose last path element is `leaf`.
+/// The path of a container's cgroup in a pod whose `cgroup_parent` is `parent`: systemd has a scope for the pod between.
+pub(crate) fn leaf(parent: &str, pod: &str, container: &str) -> String {
+    match driver() {
+        Driver::Cgroupfs => format!("{parent}/{container}"),
+        Driver::Systemd => {
+            format!("{parent}/copepod-{}.scope/{container}", pod.get(..16).unwrap_or(pod))
+        }
+    }
+}
+
+/// Whether v2 is all that the host has, and not one hierarchy beside those of v1.
+pub(crate) fn is_v2() -> bool {
+    Path::new(ROOT).join("cgroup.controllers").exists()
+}
+
+/// The root of the hierarchy that has a controller: v2 has one for all.
+pub(crate) fn hierarchy(controller: &str) -> Option<PathBuf> {
+    let all = hierarchies();
+    if is_v2() {
+        return all.into_iter().find(|root| root == Path::new(ROOT));
+    }
+    all.into_iter().find(|root| root.file_name().is_some_and(|name| name == controller))
+}
+
+/// The folder of the cgroup at `path`, as in /proc/PID/cgroup, in the hierarchy of a controller.
+pub(crate) fn folder(controller: &str, path: &str) -> Result<PathBuf> {
+    let root = hierarchy(controller).with_context(|| format!("no hierarchy has {controller}"))?;
+    Ok(root.join(path.trim_start_matches('/')))
+}
+
+/// A file of the cgroup whose last path element is `leaf`, in the hierarchy of a controller.
 pub(crate) fn read(controller: &str, leaf: &str, file: &str) -> Result<String> {
     let dir = find(controller, leaf).with_context(|| format!("no {controller} cgroup called {leaf}"))?;
     Ok(fs::read_to_string(dir.join(file))
@@ -57,21 +98,50 @@ pub(crate) fn read(controller: &str, leaf: &str, file: &str) -> Result<String> {
         .to_owned())
 }
 
-/// The folder of the cgroup whose last path element is `leaf`.
+/// The path of the cgroup whose last path element is `leaf`, as in /proc/PID/cgroup.
+pub(crate) fn place(leaf: &str) -> Option<String> {
+    let (dir, root) = (find("memory", leaf)?, hierarchy("memory")?);
+    Some(format!("/{}", dir.strip_prefix(root).ok()?.display()))
+}
+
+/// The folder of the cgroup whose last path element is `leaf`, in the hierarchy of a controller. Those of shims, which
+/// are named like pods, are left out.
 pub(crate) fn find(controller: &str, leaf: &str) -> Option<PathBuf> {
-    let root = hierarchies().into_iter().find(|h| h.file_name().is_some_and(|n| n == controller))?;
+    let root = hierarchy(controller)?;
+    let shims = root.join(SHIMS.trim_start_matches('/'));
     let mut todo = vec![root];
     while let Some(dir) = todo.pop() {
         // A cgroup that is removed meanwhile is not the one that is looked for.
         let Ok(entries) = fs::read_dir(&dir) else { continue };
         for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
-            if entry.file_name().to_str() == Some(leaf) {
-                return Some(entry.path());
+            let path = entry.path();
+            if path == shims {
+                continue;
             }
-            todo.push(entry.path());
+            if entry.file_name().to_str() == Some(leaf) {
+                return Some(path);
+            }
+            todo.push(path);
         }
     }
     None
+}
+
+/// The path of a process's cgroup in the hierarchy of a controller, from its /proc/PID/cgroup.
+pub(crate) fn of_process(controller: &str, pid: u32) -> Result<String> {
+    let text =
+        fs::read_to_string(format!("/proc/{pid}/cgroup")).with_context(|| format!("cgroup of {pid}"))?;
+    let path = path_in(&text, if is_v2() { "" } else { controller });
+    path.map(str::to_owned).with_context(|| format!("no {controller} in {text}"))
+}
+
+/// The path in the line of a controller; the line of v2 names none.
+fn path_in<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        controllers.split(',').any(|name| name == controller).then_some(path)
+    })
 }
 
 /// Processes of a cgroup and all below it, as pids in the tests' PID namespace.
@@ -101,7 +171,7 @@ pub(crate) fn destroy(path: &str) {
             drop(crate::proc::signal(pid, nix::sys::signal::Signal::SIGKILL));
         }
         // A cgroup can be removed once the kernel has released its last process.
-        let end = Instant::now() + RELEASE;
+        let end = Instant::now() + wait::longer(RELEASE);
         loop {
             remove_tree(&top);
             if !top.exists() || Instant::now() > end {
@@ -119,4 +189,16 @@ fn remove_tree(dir: &Path) {
         }
     }
     drop(fs::remove_dir(dir));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_is_that_of_the_controllers_line() {
+        let text = "7:cpu,cpuacct:/a/b\n3:name=systemd:/init.scope\n0::/c:d\n";
+        let paths = ["cpu", "cpuacct", "", "acct"].map(|controller| path_in(text, controller));
+        assert_eq!(paths, [Some("/a/b"), Some("/a/b"), Some("/c:d"), None]);
+    }
 }
