@@ -305,7 +305,12 @@ mod tests {
     fn what_verbose_status_shows_is_json() {
         let apparmor = AppArmor::new(Support::Absent);
         let idle = UnderWay { count: 0, oldest: Vec::new() };
-        let all = Features { user_namespaces: None, recursive_read_only: true, apparmor: &apparmor };
+        let all = Features {
+            user_namespaces: None,
+            recursive_read_only: true,
+            cgroup_driver: Driver::Cgroupfs,
+            apparmor: &apparmor,
+        };
         let ready = status(&readiness(None), None, all, &Config::default(), Some(&idle));
         let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();
         assert_eq!(config["stateDir"], "/run/copepod");
