@@ -60,7 +60,7 @@ pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, level: &str, ex
     let (conf, own, bin) = (network.conf_dir.display(), network.bin_dir.display(), bin.display());
     let (plugins, plugin_seconds) = (cni::PLUGINS, wait::longer(wait::secs(5)).as_secs());
     let driver = match driver() {
-        Driver::Cgroupfs => "",
+        Driver::Cgroupfs => "cgroup_driver = \"cgroupfs\"\n",
         Driver::Systemd => "cgroup_driver = \"systemd\"\n",
     };
     format!(

@@ -176,6 +176,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         async move { apparmor.start().await }
     });
     let stats = Arc::new(StatsCache::new(StatsReader::new(cgroups.clone()), layout.clone()));
+    let cgroup_driver = cgroups.driver();
     let metrics = Arc::new(Metrics::new(cgroups.clone(), Arc::clone(&stats), &layout));
     let node = Node::open(NodeOptions {
         layout,
@@ -213,6 +214,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         stats,
         metrics,
         urls,
+        cgroup_driver,
         config: receiver,
     };
     let socket = blocking({
@@ -274,7 +276,7 @@ struct Prerequisites {
 
 /// Checks the host, the binaries, the folders and the image store, in this order: the first fault is the error.
 fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
-    let cgroups = Cgroups::detect()?;
+    let cgroups = Cgroups::detect()?.driven_by(config.cgroup_driver)?;
     let own = std::env::current_exe()
         .map_err(|source| Error::Process { doing: "find the daemon's own binary", source })?;
     let shim_binary = config.binaries.shim(&own)?;

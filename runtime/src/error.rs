@@ -174,7 +174,8 @@ impl From<crate::cgroups::Error> for Error {
         use crate::cgroups::Error as E;
         let kind = match &error {
             E::Limit { .. } => ErrorKind::InvalidArgument,
-            E::BelowUsage { .. } | E::Gone { .. } => ErrorKind::FailedPrecondition,
+            E::BelowUsage { .. } | E::Gone { .. } | E::NoScope { .. } => ErrorKind::FailedPrecondition,
+            E::Systemd { .. } => ErrorKind::Unavailable,
             _ => ErrorKind::Internal,
         };
         match error {

@@ -7,6 +7,7 @@
 //! | records | durable records and a pod's own files; checks of the durable folders; the cgroup of a container that is created or removed, in one piece of work with its files; what `restore` removes with a shim or a pod that has no record; the steps of the daemon's start; starting apparmor_parser | the disk of `root` |
 //! | foreign | paths in requests: seccomp profiles, device nodes; limits of a container that change, as the kernel writes reclaimed memory to its files; the configuration; the CNI folder | any file system of the node |
 //! | metrics | cgroup files, descriptors of processes and counters of pods' interfaces, for ListPodSandboxMetrics: one call at a time | nothing |
+//! | systemd | scopes of new pods | systemd and the message bus, for a bounded time |
 //! | stats | cgroup files, samples of CPU time and counters of pods' interfaces; a short wait for the first walk of writable layers; which security modules the host enforces; returning freed memory to the kernel | nothing |
 //!
 //! Images and CNI have their own lanes, in their crates. A pod whose work hangs uses up its share of one lane
@@ -29,6 +30,8 @@ static RECORDS: LazyLock<Lane> = LazyLock::new(|| lane("records", 2, 64, 8));
 static FOREIGN: LazyLock<Lane> = LazyLock::new(|| lane("foreign", 1, 32, 4));
 // Its one thread is not kept: clients read metrics every 15 seconds or less often.
 static METRICS: LazyLock<Lane> = LazyLock::new(|| lane("metrics", 0, 1, 1));
+// As many as systemd makes at once with profit; each waits 30 s at most.
+static SYSTEMD: LazyLock<Lane> = LazyLock::new(|| lane("systemd", 0, 8, 1));
 static STATS: LazyLock<Lane> = LazyLock::new(|| lane("stats", 1, 4, 4));
 
 fn lane(name: &'static str, kept_threads: usize, max_threads: usize, max_per_owner: usize) -> Lane {
@@ -65,8 +68,13 @@ pub(crate) fn stats() -> &'static Lane {
     &STATS
 }
 
-fn all() -> [&'static Lane; 7] {
-    [exec(), kill(), records(), foreign(), metrics(), stats(), image::ImageStore::lane()]
+/// For scopes.
+pub(crate) fn systemd() -> &'static Lane {
+    &SYSTEMD
+}
+
+fn all() -> [&'static Lane; 8] {
+    [exec(), kill(), records(), foreign(), metrics(), systemd(), stats(), image::ImageStore::lane()]
 }
 
 /// Starts the threads that each lane keeps. `single_threaded` means that the process could not start any: then a caller
@@ -94,6 +102,9 @@ pub(crate) fn advice(lane: &Lane) -> &'static str {
         }
         "foreign" => {
             "the file system of a path in the request may hang: look for its mount and at the kernel's log"
+        }
+        "systemd" => {
+            "systemd or the message bus may hang: `systemctl list-jobs` and `systemctl status dbus` show it"
         }
         _ => "",
     }

@@ -49,6 +49,7 @@ mod resources;
 mod restart;
 mod rootfs;
 mod same_as_runc;
+mod scopes;
 mod security;
 mod service;
 mod silent;
@@ -84,6 +85,7 @@ pub(crate) fn all() -> Vec<Test> {
         imagestore::tests(),
         credentials::tests(),
         libcontainer::tests(),
+        scopes::tests(),
         security::tests(),
         confinement::tests(),
         apparmor::tests(),

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 use cri_api::v1::{self as api, PodSandboxState};
 use tonic::Code;
 
+use crate::cgroup::{self, Driver};
 use crate::context::Context;
 use crate::expect::ensure;
 use crate::runner::{Test, test};
@@ -13,7 +14,7 @@ pub(super) fn tests() -> Vec<Test> {
     vec![
         test!(version_has_every_field),
         test!(status_has_both_conditions),
-        test!(runtime_config_says_cgroupfs).ours(),
+        test!(runtime_config_has_the_driver).ours(),
         test!(life_of_a_sandbox),
         test!(attributes_are_echoed),
         test!(filters_combine),
@@ -61,10 +62,14 @@ async fn status_has_both_conditions(cx: Context) -> Result<()> {
     Ok(())
 }
 
-async fn runtime_config_says_cgroupfs(cx: Context) -> Result<()> {
+async fn runtime_config_has_the_driver(cx: Context) -> Result<()> {
     let r = cx.cri.runtime.clone().runtime_config(api::RuntimeConfigRequest {}).await?.into_inner();
     let driver = r.linux.context("no linux part")?.cgroup_driver();
-    ensure!(driver == api::CgroupDriver::Cgroupfs, "the cgroup driver is {driver:?}");
+    let expected = match cgroup::driver() {
+        Driver::Cgroupfs => api::CgroupDriver::Cgroupfs,
+        Driver::Systemd => api::CgroupDriver::Systemd,
+    };
+    ensure!(driver == expected, "the cgroup driver is {driver:?}");
     let network = api::NetworkConfig { pod_cidr: String::from("10.1.0.0/16") };
     let config = api::RuntimeConfig { network_config: Some(network) };
     cx.cri

@@ -116,6 +116,10 @@ pub struct PodRecord {
     pub created_at: i64,
     /// The phase.
     pub phase: PodPhase,
+    /// Path of the systemd scope that has the cgroups of pause and of the containers; empty if they are directly in
+    /// `cgroup_parent` (or its default), which is so with the cgroup driver cgroupfs.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub scope: String,
     /// Addresses in the order of the CNI result; empty with the host network.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
@@ -144,6 +148,7 @@ impl PodRecord {
             config,
             created_at,
             phase: PodPhase::Launching,
+            scope: String::new(),
             ips: Vec::new(),
             netns: String::new(),
             pause_pid: 0,

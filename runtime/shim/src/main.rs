@@ -82,6 +82,7 @@ fn main() -> ExitCode {
         (Some(what), Some(folder)) if what == wire::PROBE_USER_NAMESPACES => {
             probe::run(folder.as_ref()).map_err(at("probe"))
         }
+        (Some(what), Some(_)) if what == wire::HOLD => hold().map_err(at("hold")),
         _ => run(),
     };
     match outcome {
@@ -92,6 +93,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Stands in a cgroup of systemd until the daemon does not need it any more, or has ended.
+fn hold() -> std::io::Result<()> {
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).map(drop)
 }
 
 fn run() -> Result<(), StartError> {

@@ -24,6 +24,7 @@ mod sandbox;
 pub mod seccomp;
 pub mod security;
 pub mod signals;
+pub mod slice;
 pub mod sysctl;
 
 pub use container::{ContainerInput, HostFacts, ImageFacts, container, log as log_plan};

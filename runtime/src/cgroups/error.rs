@@ -12,6 +12,36 @@ pub enum Error {
         /// What is missing, and how to fix it.
         missing: String,
     },
+    /// The configured cgroup driver cannot be used.
+    #[error("cgroup_driver = \"systemd\" cannot be used: {reason}")]
+    Driver {
+        /// What is missing.
+        reason: String,
+    },
+    /// systemd cannot be asked for a scope, or does not answer.
+    #[error(
+        "systemd has not made {unit}: {reason}; what runs goes on; `systemctl status` and `systemctl status dbus` show whether they work"
+    )]
+    Systemd {
+        /// The scope.
+        unit: String,
+        /// What was tried.
+        reason: String,
+    },
+    /// systemd refuses a scope.
+    #[error("systemd refuses {unit}: {reason}")]
+    Unit {
+        /// The scope.
+        unit: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// A pod's scope has ended.
+    #[error("scope {path} has ended, and with it the pod's processes: the pod has to be stopped")]
+    NoScope {
+        /// The scope's cgroup.
+        path: String,
+    },
     /// The path is not that of a cgroup, or the device rules are too many.
     #[error("cgroup: {source}")]
     Path {

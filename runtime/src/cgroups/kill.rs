@@ -117,16 +117,39 @@ pub(super) fn remove(hierarchies: &[Hierarchy], path: &str, until: Instant) -> R
     failures.into_result()
 }
 
-fn remove_one(hierarchy: &Hierarchy, path: &str, until: Instant) -> Result<(), Error> {
-    let folder = hierarchy.folder(path);
-    // A dying process leaves its cgroups only near the end of its exit: EBUSY is retried until then.
-    let mut retry = || {
+/// Removes everything below the cgroup in every hierarchy, but not the cgroup.
+pub(super) fn remove_below(hierarchies: &[Hierarchy], path: &str, until: Instant) -> Result<(), Error> {
+    let mut failures = Failures::default();
+    for hierarchy in hierarchies {
+        failures.note(prune(hierarchy, path, &mut retry_until(until)));
+    }
+    failures.into_result()
+}
+
+/// A dying process leaves its cgroups only near the end of its exit: EBUSY is retried until then.
+fn retry_until(until: Instant) -> impl FnMut() -> bool {
+    move || {
         let again = Instant::now() < until;
         if again {
             thread::sleep(Duration::from_millis(5));
         }
         again
-    };
+    }
+}
+
+fn prune(hierarchy: &Hierarchy, path: &str, retry: &mut impl FnMut() -> bool) -> Result<(), Error> {
+    let Some(fd) = open(hierarchy, path)? else { return Ok(()) };
+    match sys::cgroup::prune(fd.as_fd(), retry) {
+        Err(source) if !is_absent(&source) => {
+            Err(Error::io("remove cgroups below", hierarchy.folder(path), source))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn remove_one(hierarchy: &Hierarchy, path: &str, until: Instant) -> Result<(), Error> {
+    let folder = hierarchy.folder(path);
+    let mut retry = retry_until(until);
     let mut pruned = false;
     loop {
         // Most cgroups have none below them, and to look for some takes longer than to remove it. So it is removed
@@ -136,10 +159,7 @@ fn remove_one(hierarchy: &Hierarchy, path: &str, until: Instant) -> Result<(), E
             Err(source) if is_absent(&source) => return Ok(()),
             // For cgroups below it the kernel returns EBUSY as well; emulated cgroup file systems return ENOTEMPTY.
             Err(source) if is_busy(&source) && !pruned => {
-                if let Some(fd) = open(hierarchy, path)? {
-                    sys::cgroup::prune(fd.as_fd(), &mut retry)
-                        .map_err(|source| Error::io("remove cgroups below", &folder, source))?;
-                }
+                prune(hierarchy, path, &mut retry)?;
                 pruned = true;
             }
             Err(source) if is_busy(&source) && retry() => {}

@@ -2,9 +2,10 @@
 //!
 //! Version 1, alone or hybrid, or version 2. (Hybrid means that cgroup2 is mounted too. Nothing of ours joins it then: it
 //! has no `tasks` file, and joining by `cgroup.procs` waits for an RCU grace period.) [`Cgroups::detect`] finds out which,
-//! and outside only the statistics ask: `spec` computes what is to be written, `v1` and `v2` know how folders are made, and a v2 host is
-//! one with a single hierarchy. Everything here uses plain files, no D-Bus and no crate: libcontainer's own handling adds
-//! 15 ms to a cold create, and cgroups-rs brings a D-Bus client and a second nix.
+//! and outside only the statistics ask: `spec` computes what is to be written, `v1` and `v2` know how folders are made, and
+//! a v2 host is one with a single hierarchy. Everything here uses plain files and no crate: libcontainer's own handling adds 15 ms to a
+//! cold create, and cgroups-rs brings a D-Bus client and a second nix. Only with the driver systemd a pod has a scope, for which
+//! `systemd` sends one D-Bus call.
 
 mod detect;
 mod error;
@@ -14,6 +15,7 @@ mod kill;
 mod leaf;
 mod levels;
 mod names;
+mod systemd;
 mod update;
 mod v1;
 mod v2;
@@ -21,9 +23,10 @@ mod v2;
 pub(crate) use detect::Hierarchy;
 pub(crate) use error::{Error, Failures};
 pub(crate) use leaf::{Leaf, Limits};
-pub(crate) use names::{DEFAULT_PARENT, SHIM_ROOT, leaf_path, pod_parent, shim_path};
+pub(crate) use names::{DEFAULT_PARENT, SHIM_ROOT, leaf_path, pod_cgroup, pod_parent, shim_path};
 
-use model::{PodId, Resources};
+use crate::config::CgroupDriver;
+use model::{PodConfig, PodId, PodRecord, Resources};
 use spec::devices::DeviceRule;
 use spec::resources::{Mode, Version};
 use std::fs::File;
@@ -48,21 +51,94 @@ pub(crate) struct ShimCgroup {
     pub(crate) join: Vec<PathBuf>,
 }
 
-/// The host's cgroup hierarchies.
+/// Who makes the parents of leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Driver {
+    /// We do, as folders.
+    Cgroupfs,
+    /// systemd does: a scope for each pod.
+    Systemd,
+}
+
+/// The host's cgroup hierarchies, and the driver of new pods.
 #[derive(Debug, Clone)]
 pub(crate) struct Cgroups {
     version: Version,
     hierarchies: Vec<Hierarchy>,
+    driver: Driver,
 }
 
 impl Cgroups {
-    /// Reads /proc/self/mountinfo. The error names what is missing to confine containers.
+    /// Reads /proc/self/mountinfo. The error names what is missing to confine containers. The driver is cgroupfs.
     pub(crate) fn detect() -> Result<Self, Error> {
         let path = "/proc/self/mountinfo";
         let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
         let controllers = |folder: &Path| files::read(&folder.join("cgroup.controllers"));
         let (version, hierarchies) = detect::hierarchies(&text, controllers)?;
-        Ok(Self { version, hierarchies })
+        Ok(Self { version, hierarchies, driver: Driver::Cgroupfs })
+    }
+
+    /// The same with the configured driver. Blocking, for a bounded time.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] if systemd is wanted and cannot be used.
+    pub(crate) fn driven_by(self, wanted: CgroupDriver) -> Result<Self, Error> {
+        let usable = || match self.version {
+            // No current system needs it: kubelet starts on v1 only if it is told to, and systemd 256 and later do not boot
+            // there. The controllers that systemd does not know on v1 (cpuset, freezer, hugetlb) would have to be folders
+            // of ours beside its scopes.
+            Version::V1 => {
+                Err("this host has cgroup v1, which copepod uses with the driver cgroupfs only".to_owned())
+            }
+            Version::V2 => systemd::find(),
+        };
+        let driver = match wanted {
+            CgroupDriver::Cgroupfs => Driver::Cgroupfs,
+            CgroupDriver::Systemd => match usable() {
+                Ok(()) => Driver::Systemd,
+                Err(reason) => return Err(Error::Driver { reason }),
+            },
+            CgroupDriver::Auto => match usable() {
+                Ok(()) => Driver::Systemd,
+                Err(reason) => {
+                    tracing::info!(reason, "the cgroup driver is cgroupfs");
+                    Driver::Cgroupfs
+                }
+            },
+        };
+        Ok(Self { driver, ..self })
+    }
+
+    /// The driver of new pods.
+    pub(crate) fn driver(&self) -> Driver {
+        self.driver
+    }
+
+    /// The scope of a new pod, for its record; empty with the driver cgroupfs.
+    ///
+    /// # Errors
+    /// InvalidArgument for a `cgroup_parent` that is not for this driver.
+    pub(crate) fn scope(&self, config: &PodConfig, pod: &PodId) -> Result<String, Error> {
+        names::scope(self.driver, config, pod)
+    }
+
+    /// Makes the scope of a pod, with a child of this process in it, which must stay until another process is in a leaf.
+    /// Waits for systemd, 30 s at most. After an error the scope ends with the process.
+    ///
+    /// # Errors
+    /// [`Error::Systemd`] if it does not answer, [`Error::Unit`] if it refuses.
+    pub(crate) fn create_scope(&self, pod: &PodRecord, pid: u32) -> Result<(), Error> {
+        names::check(&pod.scope)?;
+        let Some(hierarchy) = self.hierarchies.first().filter(|_| self.version == Version::V2) else {
+            return Err(Error::Driver { reason: "this host has cgroup v1".to_owned() });
+        };
+        let meta = &pod.config.meta;
+        systemd::create(hierarchy, &pod.scope, &format!("{}/{}", meta.namespace, meta.name), pid)
+    }
+
+    /// Removes the cgroup of the process that a scope began with, which has ended.
+    pub(crate) fn end_start(&self, pod: &PodRecord) -> Result<(), Error> {
+        self.remove(&format!("{}/{}", pod.scope, names::STARTING))
     }
 
     /// Which files the statistics read. Nobody else outside has to know it.
@@ -158,12 +234,16 @@ impl Cgroups {
         kill::remove(&self.hierarchies, path, until)
     }
 
-    /// Removes a pod's cgroups other than leaves: its shim's, and the default parent if kubelet named none.
-    pub(crate) fn remove_pod(&self, config: &model::PodConfig, pod: &PodId) -> Result<(), Error> {
+    /// Removes a pod's cgroups other than leaves: its shim's, what is in its scope, and the default parent if kubelet named
+    /// none. systemd removes the scope itself.
+    pub(crate) fn remove_pod(&self, pod: &PodRecord) -> Result<(), Error> {
         let mut failures = Failures::default();
-        failures.note(self.remove(&shim_path(pod)));
-        if config.cgroup_parent.is_empty() {
-            failures.note(self.remove(&names::default_parent(pod)));
+        failures.note(self.remove(&shim_path(&pod.id)));
+        if !pod.scope.is_empty() {
+            failures.note(self.kill_all(&pod.scope));
+            failures.note(kill::remove_below(&self.hierarchies, &pod.scope, Instant::now() + REMOVE_LIMIT));
+        } else if pod.config.cgroup_parent.is_empty() {
+            failures.note(self.remove(&names::default_parent(&pod.id)));
         }
         for root in [SHIM_ROOT, DEFAULT_PARENT] {
             kill::remove_root(&self.hierarchies, root);

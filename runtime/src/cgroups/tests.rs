@@ -184,7 +184,7 @@ fn privileged_shims_have_their_own_cgroups() {
     let folders = cgroups.create_shim(&pod).unwrap().join;
     assert!(folders.len() >= 2 && folders.iter().all(|folder| folder.join("tasks").exists()), "{folders:?}");
     assert_eq!(cgroups.create_shim(&pod).unwrap().join, folders);
-    cgroups.remove_pod(&model::PodConfig::default(), &pod).unwrap();
+    cgroups.remove_pod(&PodRecord::new(pod, model::PodConfig::default(), 1)).unwrap();
     assert!(!folders.iter().any(|folder| folder.exists()));
 }
 

@@ -2,7 +2,7 @@
 //! (Documentation/admin-guide/cgroup-v2.rst).
 
 use super::files::{put, read};
-use super::{Error, Hierarchy, levels};
+use super::{Error, Hierarchy, levels, names};
 use rustix::io::Errno;
 use spec::devices::DeviceRule;
 use spec::resources::Write;
@@ -37,7 +37,19 @@ pub(super) fn make(
     let enabled = read(&above.join(ENABLED));
     if !enabled.is_ok_and(|enabled| missing(&enabled, &wanted).next().is_none()) {
         enable(hierarchy.mount(), &wanted)?;
-        levels::ensure(hierarchy, parent, |folder| enable(folder, &wanted))?;
+        // systemd alone makes scopes: a folder of ours in the place of one that has ended would be nobody's.
+        let of_ours = if names::is_scope(parent) {
+            parent.rsplit_once('/').map_or("", |(slice, _)| slice)
+        } else {
+            parent
+        };
+        if of_ours != parent && !above.is_dir() {
+            return Err(Error::NoScope { path: parent.to_owned() });
+        }
+        levels::ensure(hierarchy, of_ours, |folder| enable(folder, &wanted))?;
+        if of_ours != parent {
+            enable(&above, &wanted)?;
+        }
     }
     let folder = hierarchy.folder(path);
     fs::create_dir(&folder).map_err(|source| Error::io("make cgroup", &folder, source))?;

@@ -42,7 +42,7 @@ const fn reloaded(key: Key) -> Key {
 }
 
 /// All keys. Those without a table come first, those of one table are together.
-pub(super) const KEYS: [Key; 20] = [
+pub(super) const KEYS: [Key; 21] = [
     key(
         "root",
         "path",
@@ -67,6 +67,14 @@ pub(super) const KEYS: [Key; 20] = [
         "\"pid1\"",
         "Mount namespace in which volumes are looked up, which must be kubelet's: `pid1` (that of process 1, the host's) \
          or `self` (the daemon's own). If that of process 1 cannot be opened, `self` is used, with a warning.",
+    ),
+    key(
+        "cgroup_driver",
+        "word",
+        "\"auto\"",
+        "Who makes the cgroups of pods: `systemd` (a delegated scope for each pod, on cgroup v2 only), `cgroupfs` (copepod \
+         itself) or `auto`: systemd on a host with cgroup v2 whose process 1 is systemd. kubelet asks copepod; one that \
+         does not must have the same `cgroupDriver`. Pods that exist stay where they are.",
     ),
     key(
         "apparmor",

@@ -57,6 +57,9 @@ pub(crate) struct Config {
     /// Where volumes are looked up.
     #[serde(deserialize_with = "values::word")]
     pub mount_namespace: MountNamespace,
+    /// Who makes the cgroups of pods.
+    #[serde(deserialize_with = "values::word")]
+    pub cgroup_driver: CgroupDriver,
     /// Whether containers get AppArmor profiles.
     #[serde(deserialize_with = "values::word")]
     pub apparmor: Switch,
@@ -101,6 +104,22 @@ impl MountNamespace {
     }
 }
 
+/// Who makes the cgroups of pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CgroupDriver {
+    /// systemd where it can be used, or else copepod.
+    Auto,
+    /// systemd makes a scope for each pod.
+    Systemd,
+    /// copepod makes folders.
+    Cgroupfs,
+}
+
+impl Word for CgroupDriver {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("systemd", Self::Systemd), ("cgroupfs", Self::Cgroupfs)];
+}
+
 /// Whether the daemon uses something that the node may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Switch {
@@ -125,7 +144,7 @@ macro_rules! displayed_by_word {
     )*};
 }
 
-displayed_by_word!(MountNamespace, Switch, LogLevel, LogFormat);
+displayed_by_word!(CgroupDriver, MountNamespace, Switch, LogLevel, LogFormat);
 
 /// What is logged and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

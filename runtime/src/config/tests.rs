@@ -19,6 +19,7 @@ fn changes() -> Vec<(String, String)> {
         } else if let Some((key, value)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
             let other = match value.chars().next().unwrap() {
                 '"' if key == "mount_namespace" => "\"self\"",
+                '"' if key == "cgroup_driver" => "\"cgroupfs\"",
                 '"' if key == "apparmor" => "\"off\"",
                 '"' if key == "level" => "\"trace\"",
                 '"' if key == "format" => "\"json\"",

@@ -75,16 +75,17 @@ struct Driver {
     finished: bool,
 }
 
-/// Starts the driver of a new pod, which begins with the launch.
+/// Starts the driver of a new pod, which begins with the launch. `scope` is that of its record.
 pub(super) fn launch(
     supervisor: Arc<dyn Supervisor>,
     registry: Arc<Registry>,
     channels: DriverChannels,
     config: PodConfig,
+    scope: String,
 ) {
     let began = Instant::now();
     let now = moment(began).later_than(registry.published().newest_attempt(&config.meta));
-    let (life, actions) = Life::launch(channels.id.clone(), config, now);
+    let (life, actions) = Life::launch(channels.id.clone(), config, scope, now);
     let DriverChannels { id: _, commands, run_reply, closing } = channels;
     let mut driver = Driver::new(supervisor, registry, life, run_reply, began);
     let span = driver.span.clone();

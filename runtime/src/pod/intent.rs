@@ -11,7 +11,7 @@ pub(crate) fn container(
     config: ContainerConfig,
     now: i64,
 ) -> Result<ContainerRecord, Error> {
-    let cgroup = leaf_path(&pod_parent(&pod.config, &pod.id)?, &id);
+    let cgroup = leaf_path(&pod_parent(pod)?, &id);
     let directory = pod.config.log_directory.trim_end_matches('/');
     let log_path = if directory.is_empty() || config.log_path.is_empty() {
         String::new()

@@ -10,6 +10,7 @@
 use super::context::Context;
 use super::life::LaunchFailed;
 use super::plan::memfd;
+use super::scope::{self, Holder};
 use super::{foreign, teardown};
 use crate::apparmor::Subject;
 use crate::cgroups::{leaf_path, pod_parent};
@@ -20,6 +21,7 @@ use crate::{failpoint, files, lanes, netns};
 use model::transition::{self, PodEvent};
 use model::{NamespaceMode, PodRecord};
 use network::Attachment;
+use pool::Lane;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -80,8 +82,16 @@ struct Recorded {
     record: PodRecord,
     /// Syncs the intent in parallel.
     synced: Parallel<()>,
-    /// Creates pause's cgroup and plan in parallel.
-    pause: Parallel<Vec<OwnedFd>>,
+    /// Creates the pod's scope, and pause's cgroup and plan, in parallel.
+    pause: Parallel<Prepared>,
+}
+
+/// What pause needs.
+struct Prepared {
+    /// The descriptors of StartPause: its plan and cgroup folders.
+    fds: Vec<OwnedFd>,
+    /// Keeps the pod's scope until pause is in it.
+    holder: Option<Holder>,
 }
 
 /// Work that runs in parallel to the chain.
@@ -92,9 +102,9 @@ impl<T: Send + 'static> Parallel<T> {
         Self(Some(tokio::spawn(step)))
     }
 
-    /// Waits for the result; may be called once.
-    async fn outcome(&mut self, what: &'static str) -> Result<T, Error> {
-        let _step = progress::enter(what, lanes::advice(lanes::records()));
+    /// Waits for the result; may be called once. `lane` is what it may wait for longest.
+    async fn outcome(&mut self, what: &'static str, lane: &'static Lane) -> Result<T, Error> {
+        let _step = progress::enter(what, lanes::advice(lane));
         match self.0.take() {
             None => Err(Error::internal(format!("bug in copepod: {what}: its outcome was taken before"))),
             Some(step) => match step.await {
@@ -203,8 +213,9 @@ async fn connect(context: &Arc<Context>, record: &PodRecord) -> Result<Connectio
     }
 }
 
-/// Creates pause's cgroup, and returns its plan and cgroup folders as the descriptors of StartPause.
-async fn prepare_pause(context: Arc<Context>, record: PodRecord) -> Result<Vec<OwnedFd>, Error> {
+/// Creates the pod's scope, if it has one, and pause's cgroup and plan.
+async fn prepare_pause(context: Arc<Context>, record: PodRecord) -> Result<Prepared, Error> {
+    let holder = scope::create(&context, &record).await?;
     let seccomp = if record.config.security.privileged {
         None
     } else {
@@ -215,7 +226,8 @@ async fn prepare_pause(context: Arc<Context>, record: PodRecord) -> Result<Vec<O
     let apparmor = context.apparmor.profile(Subject { privileged, asked, by_default: false }).await?;
     let id = record.id.clone();
     let work = move || make_leaf(&context, &record, seccomp, apparmor);
-    lanes::run(lanes::kill(), id.as_str(), "prepare pause", work).await
+    let fds = lanes::run(lanes::kill(), id.as_str(), "prepare pause", work).await?;
+    Ok(Prepared { fds, holder })
 }
 
 /// Blocking: accesses cgroup files and memory.
@@ -225,7 +237,7 @@ fn make_leaf(
     seccomp: Option<Arc<Compiled>>,
     apparmor: String,
 ) -> Result<Vec<OwnedFd>, Error> {
-    let parent = pod_parent(&record.config, &record.id)?;
+    let parent = pod_parent(record)?;
     let leaf = context.cgroups.create_pause_leaf(&leaf_path(&parent, &record.id))?;
     let seccomp = seccomp.map(|compiled| compiled.program.clone());
     let plan = spec::pause(spec::PauseInput { pod: record, cgroup: leaf.plan, seccomp, apparmor })?;
@@ -248,14 +260,18 @@ struct Isolated {
 
 impl Supervised {
     async fn isolate(mut self) -> Result<Isolated, (Self, Error)> {
-        let fds = match self.below.pause.outcome("prepare pause").await {
-            Ok(fds) => fds,
+        let lane = if self.below.record.scope.is_empty() { lanes::kill() } else { lanes::systemd() };
+        let Prepared { fds, holder } = match self.below.pause.outcome("prepare pause", lane).await {
+            Ok(prepared) => prepared,
             Err(error) => return Err((self, error)),
         };
         let request = self.connection.client.request("pause's start", Request::StartPause, fds, PAUSE).await;
         match request {
             Ok((Reply::PauseStarted { pid }, mut fds)) => {
                 self.below.record.pause_pid = pid;
+                if let Some(holder) = holder {
+                    holder.end(&self.below.context, &self.below.record).await;
+                }
                 Ok(Isolated { below: self, netns: fds.pop() })
             }
             Ok(_) => Err((self, client::ClientError::UnexpectedReply("pause's start").into())),
@@ -356,7 +372,7 @@ struct Networked {
 
 impl Networked {
     async fn commit(mut self) -> Result<LaunchedPod, LaunchFailed> {
-        if let Err(error) = self.below.below.synced.outcome("sync the pod's record").await {
+        if let Err(error) = self.below.below.synced.outcome("sync the pod's record", lanes::records()).await {
             return Err(self.below.failed("record the pod", error).await);
         }
         let context = Arc::clone(&self.below.below.context);

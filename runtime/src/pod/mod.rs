@@ -33,6 +33,7 @@ mod recorder;
 mod registry;
 mod resources;
 mod run;
+mod scope;
 mod stdio;
 mod stop;
 mod supervisor;

@@ -23,6 +23,8 @@ pub(crate) async fn run(
     let config = Arc::new(config);
     for _ in 0..TRIES {
         let id = PodId::from_random(random()?);
+        // Refuses a parent that is not for this driver.
+        let scope = context.cgroups.scope(&config, &id)?;
         let mut reply = match registry.reserve(id, &config)? {
             Reservation::Join(id, reply) => {
                 operations::about_new_pod(&config.meta, Some(&id));
@@ -36,6 +38,7 @@ pub(crate) async fn run(
                     Arc::clone(registry),
                     channels,
                     config,
+                    scope,
                 );
                 reply
             }

@@ -119,7 +119,7 @@ async fn kill_by_cgroups(context: &Arc<Context>, record: &PodRecord, leaves: &[L
 /// The cgroup of pause.
 pub(crate) fn pause_leaf(record: &PodRecord) -> Option<String> {
     // Nothing was created in an invalid parent: the launch has refused it.
-    let parent = pod_parent(&record.config, &record.id).ok()?;
+    let parent = pod_parent(record).ok()?;
     Some(leaf_path(&parent, &record.id))
 }
 
@@ -218,7 +218,7 @@ async fn remove_cgroups(
         let mut errors: Vec<_> = first(&context, &record.id).err().into_iter().collect();
         let leaves = leaves.into_iter().chain(pause_leaf(&record));
         errors.extend(context.cgroups.remove_all(leaves).into_iter().map(Error::from));
-        errors.extend(context.cgroups.remove_pod(&record.config, &record.id).err().map(Error::from));
+        errors.extend(context.cgroups.remove_pod(&record).err().map(Error::from));
         Ok(errors)
     });
     removed.await.unwrap_or_else(|error| vec![error])

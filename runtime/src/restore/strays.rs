@@ -128,8 +128,9 @@ async fn remove_shim(context: &Arc<Context>, pod: &PodId) {
         for leaf in &leaves {
             errors.extend(shared.cgroups.remove(leaf).err().map(Error::from));
         }
-        let gone = shared.cgroups.remove_pod(&model::PodConfig::default(), &id);
-        errors.extend(gone.err().map(Error::from));
+        // A scope ends with its last process.
+        let unknown = model::PodRecord::new(id, model::PodConfig::default(), 1);
+        errors.extend(shared.cgroups.remove_pod(&unknown).err().map(Error::from));
         Error::gathered(errors)
     });
     if let Err(error) = removed.await {

@@ -2,6 +2,7 @@
 //! it depends on the host, was measured.
 
 use crate::apparmor::{AppArmor, Support};
+use crate::cgroups::Driver;
 use crate::config::Config;
 use crate::operations::{Operation, UnderWay};
 use crate::root::Problem;
@@ -28,8 +29,12 @@ pub(super) fn version() -> cri::VersionResponse {
 }
 
 /// The driver is always set: zero on the wire means systemd.
-pub(super) fn runtime_config() -> cri::RuntimeConfigResponse {
-    let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
+pub(super) fn runtime_config(driver: Driver) -> cri::RuntimeConfigResponse {
+    let driver = match driver {
+        Driver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+        Driver::Systemd => cri::CgroupDriver::Systemd,
+    };
+    let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
     cri::RuntimeConfigResponse { linux: Some(linux) }
 }
 
@@ -40,6 +45,8 @@ pub(super) struct Features<'a> {
     pub(super) user_namespaces: Option<&'a str>,
     /// Whether volumes can be read-only together with the mounts below them.
     pub(super) recursive_read_only: bool,
+    /// Who makes the cgroups of new pods.
+    pub(super) cgroup_driver: Driver,
     /// AppArmor.
     pub(super) apparmor: &'a AppArmor,
 }
@@ -98,7 +105,11 @@ fn info(
         "problem": readiness.problem,
     });
     let last = readiness.problem.clone().unwrap_or_else(|| "OK".to_owned());
-    let build = serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "cgroupDriver": "cgroupfs" });
+    let driver = match measured.cgroup_driver {
+        Driver::Cgroupfs => "cgroupfs",
+        Driver::Systemd => "systemd",
+    };
+    let build = serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "cgroupDriver": driver });
     let users = serde_json::json!({
         "supported": measured.user_namespaces.is_none(),
         "problem": measured.user_namespaces,
@@ -183,7 +194,9 @@ mod tests {
         assert_eq!(version.version, "0.1.0");
         assert_eq!((version.runtime_name.as_str(), version.runtime_api_version.as_str()), ("copepod", "v1"));
         assert!(!version.runtime_version.is_empty());
-        assert_eq!(runtime_config().linux.unwrap().cgroup_driver(), cri::CgroupDriver::Cgroupfs);
+        let driver = |driver| runtime_config(driver).linux.unwrap().cgroup_driver();
+        assert_eq!(driver(Driver::Cgroupfs), cri::CgroupDriver::Cgroupfs);
+        assert_eq!(driver(Driver::Systemd), cri::CgroupDriver::Systemd);
     }
 
     #[test]
@@ -228,8 +241,12 @@ mod tests {
     fn what_user_namespaces_lack_is_shown() {
         let idle = UnderWay { count: 0, oldest: Vec::new() };
         let apparmor = AppArmor::new(Support::Absent);
-        let without =
-            Features { user_namespaces: Some("too old"), recursive_read_only: true, apparmor: &apparmor };
+        let without = Features {
+            user_namespaces: Some("too old"),
+            recursive_read_only: true,
+            cgroup_driver: Driver::Cgroupfs,
+            apparmor: &apparmor,
+        };
         let reply = status(&readiness(None), None, without, &Config::default(), Some(&idle));
         let users: serde_json::Value = serde_json::from_str(&reply.info["userNamespaces"]).unwrap();
         assert_eq!(users, serde_json::json!({ "supported": false, "problem": "too old" }));
@@ -246,8 +263,12 @@ mod tests {
     fn network_condition_follows_and_only_what_is_there_is_announced() {
         let config = Config::default();
         let apparmor = AppArmor::new(Support::Absent);
-        let without =
-            Features { user_namespaces: Some("too old"), recursive_read_only: false, apparmor: &apparmor };
+        let without = Features {
+            user_namespaces: Some("too old"),
+            recursive_read_only: false,
+            cgroup_driver: Driver::Cgroupfs,
+            apparmor: &apparmor,
+        };
         let reply = status(&readiness(Some("no conflist")), None, without, &config, None);
         let conditions = reply.status.unwrap().conditions;
         assert!(conditions[0].status && conditions[0].r#type == "RuntimeReady");
@@ -268,7 +289,12 @@ mod tests {
             ..cri::RuntimeFeatures::default()
         };
         assert_eq!(reply.features, Some(features));
-        let all = Features { user_namespaces: None, recursive_read_only: true, apparmor: &apparmor };
+        let all = Features {
+            user_namespaces: None,
+            recursive_read_only: true,
+            cgroup_driver: Driver::Cgroupfs,
+            apparmor: &apparmor,
+        };
         let ready = status(&readiness(None), None, all, &config, None);
         let announced = ready.runtime_handlers[0].features.unwrap();
         assert!(announced.user_namespaces && announced.recursive_read_only_mounts);
@@ -279,7 +305,12 @@ mod tests {
     fn what_verbose_status_shows_is_json() {
         let apparmor = AppArmor::new(Support::Absent);
         let idle = UnderWay { count: 0, oldest: Vec::new() };
-        let all = Features { user_namespaces: None, recursive_read_only: true, apparmor: &apparmor };
+        let all = Features {
+            user_namespaces: None,
+            recursive_read_only: true,
+            cgroup_driver: Driver::Cgroupfs,
+            apparmor: &apparmor,
+        };
         let ready = status(&readiness(None), None, all, &Config::default(), Some(&idle));
         let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();
         assert_eq!(config["stateDir"], "/run/copepod");

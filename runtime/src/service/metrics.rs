@@ -153,7 +153,7 @@ impl Metrics {
         containers: Vec<ContainerReading>,
     ) -> PodReading {
         // The path was valid when the pod was started.
-        let cgroup = cgroups::pod_parent(&record.config, &record.id).unwrap_or_default();
+        let cgroup = cgroups::pod_cgroup(record).unwrap_or_default();
         let group = if cgroup.is_empty() { None } else { self.group(&cgroup) };
         PodReading { record: Arc::clone(record), cgroup, group, network, containers }
     }

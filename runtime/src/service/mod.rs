@@ -27,6 +27,7 @@ mod status;
 mod tests;
 
 use crate::apparmor::AppArmor;
+use crate::cgroups;
 use crate::config::Config;
 use crate::node::Node;
 use crate::operations::{Call, TraceId};
@@ -69,6 +70,8 @@ pub(crate) struct Backend {
     pub(crate) metrics: Arc<Metrics>,
     /// Issues the URLs of exec, attach and port-forward.
     pub(crate) urls: Urls,
+    /// Who makes the cgroups of new pods.
+    pub(crate) cgroup_driver: cgroups::Driver,
     /// Configuration, for verbose status.
     pub(crate) config: watch::Receiver<Arc<Config>>,
 }

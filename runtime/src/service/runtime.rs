@@ -61,7 +61,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::RuntimeConfigRequest>,
     ) -> Reply<cri::RuntimeConfigResponse> {
-        handle("RuntimeConfig", request, NOTHING_CONTINUES, node::config).await
+        handle("RuntimeConfig", request, NOTHING_CONTINUES, |message| node::config(&self.backend, message))
+            .await
     }
 
     async fn update_runtime_config(

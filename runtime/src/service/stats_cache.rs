@@ -274,7 +274,7 @@ impl StatsCache {
     /// Opens the files of a pod, also if others are open; false if they cannot be opened. The root cgroup, which a client
     /// other than kubelet may give to its pods, has the values of the host.
     fn attach_pod_again(&self, pod: &PodRecord) -> bool {
-        let Ok(cgroup) = cgroups::pod_parent(&pod.config, &pod.id) else { return false };
+        let Ok(cgroup) = cgroups::pod_cgroup(pod) else { return false };
         if cgroup.is_empty() {
             return false;
         }

@@ -48,6 +48,7 @@ impl Fixture {
         let options = ::image::Options::new(layout.images_dir(), path("certs.d"));
         let images = tokio::task::spawn_blocking(|| ImageStore::open(options)).await.unwrap().unwrap();
         let cgroups = Cgroups::detect().unwrap();
+        let cgroup_driver = cgroups.driver();
         let cni = Cni::new(network::CniConfig {
             conf_dir: config.network.conf_dir.clone(),
             bin_dirs: config.network.bin_dirs.clone(),
@@ -92,8 +93,19 @@ impl Fixture {
         let urls = Server::bind(options).await.unwrap().urls();
         let user_namespaces = UserNamespaces::known(None);
         let config = watch::channel(config).1;
-        let backend =
-            Backend { node, images, cni, root, user_namespaces, apparmor, stats, metrics, urls, config };
+        let backend = Backend {
+            node,
+            images,
+            cni,
+            root,
+            user_namespaces,
+            apparmor,
+            stats,
+            metrics,
+            urls,
+            cgroup_driver,
+            config,
+        };
         let serving = tokio::spawn(serve(socket, backend, Shutdown::of(stopping)));
         let channel = Endpoint::from_shared(address).unwrap().connect().await.unwrap();
         Self {

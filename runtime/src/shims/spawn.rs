@@ -3,6 +3,7 @@
 use crate::cgroups::{Cgroups, ShimCgroup, shim_path};
 use crate::error::{Error, ErrorKind};
 use model::{PodId, PodRecord};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use state::{Layout, file};
 use std::ffi::CString;
@@ -82,6 +83,26 @@ pub(crate) fn spawn(
         }
         _ => Error::of("start the shim", error),
     })
+}
+
+/// Starts a process that only waits until the returned descriptor is closed, for the pod's scope. Blocking.
+pub(crate) fn holder(binaries: &Binaries, pod: &PodId) -> Result<(Child, OwnedFd), Error> {
+    let failed = |error: io::Error| Error::of("start the process that the pod's scope begins with", error);
+    let (input, end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
+    // Neither contains a NUL byte.
+    let texts = ["copepod-shim", wire::HOLD, pod.as_str()];
+    let args = texts.map(|text| CString::new(text).unwrap_or_default());
+    let stderr = std::io::stderr();
+    let child = sys::spawn::spawn(&Program {
+        binary: Binary::Fd(binaries.shim.as_fd()),
+        args: &args,
+        env: &[],
+        stdio: [Some(input.as_fd()), None, Some(stderr.as_fd())],
+        fds: &[],
+        cgroup: None,
+    })
+    .map_err(failed)?;
+    Ok((child, end))
 }
 
 /// A short path of a socket, by the descriptor of its folder. The real path may be longer than sun_path (108 bytes,

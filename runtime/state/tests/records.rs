@@ -56,6 +56,7 @@ fn full_pod() -> PodRecord {
         },
         created_at: 1_700_000_000_000_000_000,
         phase: PodPhase::Stopping,
+        scope: s(""),
         ips: vec!["10.1.2.3".parse().unwrap(), "fd00::3".parse().unwrap()],
         netns: s("/run/netns/cni-1"),
         pause_pid: 41,
@@ -237,6 +238,11 @@ fn third_pod() -> PodRecord {
     record.config.security.apparmor = AppArmorProfile::RuntimeDefault;
     record
 }
+/// The record in `pod.4.json`: its cgroups are in a scope of systemd.
+fn fourth_pod() -> PodRecord {
+    let slice = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod3d4f.slice";
+    PodRecord { scope: format!("{slice}/copepod-abababababababab.scope"), ..full_pod() }
+}
 /// A file in `tests/fixtures`. These are never changed: all later versions must be able to read a release's
 /// records.
 fn frozen(name: &str) -> PathBuf {
@@ -274,6 +280,13 @@ fn records_with_image_volumes_are_readable() {
     for name in ["volume_images", "recursive_read_only", "mount_options", "sub_path"] {
         assert!(!without.contains(name), "{name}");
     }
+}
+
+#[test]
+fn records_with_a_scope_are_readable() {
+    let pod = file::read::<PodRecord>(&frozen("pod.4.json"), kind::POD).unwrap().unwrap();
+    assert_eq!(pod.data, fourth_pod());
+    assert!(!serde_json::to_string(&full_pod()).unwrap().contains("scope"));
 }
 
 #[test]

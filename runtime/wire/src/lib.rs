@@ -28,6 +28,9 @@ pub use plan::{
     UserPlan, parse_plan,
 };
 
+/// The shim's first argument with which it only waits for the end of its standard input. The second one is the pod, for
+/// people who look at processes.
+pub const HOLD: &str = "hold";
 /// The shim's first argument with which it only tries whether containers of the host can have a user namespace. The second
 /// one is the folder of the image layers. It prints the reason if they cannot, and nothing if they can.
 pub const PROBE_USER_NAMESPACES: &str = "probe-user-namespaces";

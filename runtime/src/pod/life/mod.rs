@@ -75,9 +75,9 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    /// Creates a new pod; its launch is the first job.
-    pub(crate) fn launch(id: PodId, config: PodConfig, now: Moment) -> (Self, Vec<Action>) {
-        let record = PodRecord::new(id, config, now.wall);
+    /// Creates a new pod; its launch is the first job. `scope` is that of its record.
+    pub(crate) fn launch(id: PodId, config: PodConfig, scope: String, now: Moment) -> (Self, Vec<Action>) {
+        let record = PodRecord { scope, ..PodRecord::new(id, config, now.wall) };
         let mut life = Self::new(record, PodStage::Launching, Fate::Stays, Link::None, now);
         life.begin(Job::Launch(Arc::clone(&life.record)));
         let actions = std::mem::take(&mut life.actions);

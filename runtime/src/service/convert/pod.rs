@@ -153,11 +153,17 @@ fn annotations_in(
     Ok(annotations)
 }
 
+/// A path, or the bare name of a slice. Which of them this node wants depends on its driver (`cgroups`).
 fn cgroup_parent_in(field: &Field<'_>, path: String) -> Result<String> {
     let path = super::plain(field, path)?;
+    if spec::slice::path(&path).is_ok() {
+        return Ok(path);
+    }
     match spec::path::clean(&path) {
         Err(want) if !path.is_empty() => {
-            let want = format!("{want}; a cgroupfs path is, for example, /kubepods/burstable/pod<uid>");
+            let want = format!(
+                "{want}; for example /kubepods/burstable/pod<uid> (cgroupfs), or the name of a systemd slice"
+            );
             Err(field.invalid(path, want))
         }
         _ => Ok(path),

@@ -15,11 +15,12 @@ pub(super) async fn status(
     host: Host,
     cri::StatusRequest { verbose }: cri::StatusRequest,
 ) -> Result<cri::StatusResponse, Failure> {
-    let Backend { cni, config, root, user_namespaces, apparmor, .. } = backend;
+    let Backend { cni, config, root, user_namespaces, apparmor, cgroup_driver, .. } = backend;
     let measured = health::Features {
         user_namespaces: user_namespaces.problem(),
         recursive_read_only: host.recursive_read_only,
         apparmor,
+        cgroup_driver: *cgroup_driver,
     };
     let verbose = verbose.then(operations::under_way);
     let root = root.problem();
@@ -27,8 +28,11 @@ pub(super) async fn status(
 }
 
 /// RuntimeConfig.
-pub(super) async fn config(_: cri::RuntimeConfigRequest) -> Result<cri::RuntimeConfigResponse, Failure> {
-    Ok(health::runtime_config())
+pub(super) async fn config(
+    backend: &Backend,
+    _: cri::RuntimeConfigRequest,
+) -> Result<cri::RuntimeConfigResponse, Failure> {
+    Ok(health::runtime_config(backend.cgroup_driver))
 }
 
 /// UpdateRuntimeConfig.

@@ -190,6 +190,7 @@ fn pod_record(config: model::PodConfig) -> PodRecord {
         config,
         created_at: 42,
         phase: PodPhase::Ready,
+        scope: String::new(),
         ips: vec!["10.88.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
         netns: String::new(),
         pause_pid: 7,

@@ -44,8 +44,8 @@ fn refuses_wrong_pods() {
         &["config.annotations", "at most"],
     );
     refused(
-        sandbox(|l| l.cgroup_parent = "kubepods.slice".into()),
-        &["linux.cgroup_parent: \"kubepods.slice\"", "/kubepods"],
+        sandbox(|l| l.cgroup_parent = "kubepods/x.slice".into()),
+        &["linux.cgroup_parent: \"kubepods/x.slice\"", "/kubepods"],
     );
     refused(sandbox(|l| l.cgroup_parent = "/a/../..".into()), &["linux.cgroup_parent"]);
     let long = format!("/{}", "k".repeat(256));

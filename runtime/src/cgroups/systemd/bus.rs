@@ -1,0 +1,143 @@
+//! The connections to systemd: each makes one scope, and is closed. Blocking, for a bounded time.
+
+use super::exchange::{Exchange, Failed, Next, Peer, Scope};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+use std::{fmt, thread};
+
+/// The message bus, which systemd's interface is documented for.
+const BUS: &str = "/run/dbus/system_bus_socket";
+/// systemd's own socket, which systemctl(1) uses: for hosts without the message bus, and while that is down.
+pub(super) const PRIVATE: &str = "/run/systemd/private";
+/// How long the other end may be silent before it is looked whether the scope exists: a signal may have been lost.
+const QUIET: Duration = Duration::from_millis(500);
+/// Pause between two looks at a scope that another connection has asked for.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Bytes of one read.
+const READ: usize = 16 * 1024;
+
+/// Why there is no scope.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// systemd could not be asked, or has not answered.
+    #[error("{0}")]
+    Unreachable(String),
+    /// systemd has answered.
+    #[error("{0}")]
+    Refused(Failed),
+}
+
+/// Why one connection has not made the scope.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("it cannot be reached: {0}")]
+    Io(#[from] io::Error),
+    #[error("it closed the connection")]
+    Closed,
+    #[error("no answer")]
+    Late,
+    #[error(transparent)]
+    Failed(#[from] Failed),
+}
+
+/// Makes a scope. `exists` tells whether its process is in it, which decides where an answer is lost.
+pub(super) fn make(scope: &Scope, limit: Duration, exists: &dyn Fn() -> bool) -> Result<(), Error> {
+    make_by(scope, limit, exists, [(Peer::Bus, BUS), (Peer::Systemd, PRIVATE)])
+}
+
+fn make_by(
+    scope: &Scope,
+    limit: Duration,
+    exists: &dyn Fn() -> bool,
+    ways: [(Peer, &str); 2],
+) -> Result<(), Error> {
+    let begun = Instant::now();
+    let mut tried = Vec::new();
+    for ((peer, path), until) in ways.into_iter().zip([begun + limit / 2, begun + limit]) {
+        match attempt(peer, path, scope, until, exists) {
+            Ok(()) => return Ok(()),
+            Err(_) if exists() => return Ok(()),
+            // The first connection has asked for it, and was lost.
+            Err(Ended::Failed(failed)) if failed.is_existing() && !tried.is_empty() => {
+                return wait_for(until, exists).ok_or(Error::Refused(failed));
+            }
+            Err(Ended::Failed(failed)) if failed.is_systemds() => return Err(Error::Refused(failed)),
+            Err(ended) => tried.push(format!("{path}: {ended}")),
+        }
+    }
+    Err(Error::Unreachable(Tried(&tried, begun.elapsed()).to_string()))
+}
+
+/// What was tried, and for how long.
+struct Tried<'a>(&'a [String], Duration);
+
+impl fmt::Display for Tried<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (in {:.1?})", self.0.join("; "), self.1)
+    }
+}
+
+fn wait_for(until: Instant, exists: &dyn Fn() -> bool) -> Option<()> {
+    while !exists() {
+        if Instant::now() >= until {
+            return None;
+        }
+        thread::sleep(PAUSE);
+    }
+    Some(())
+}
+
+/// One connection.
+fn attempt(
+    peer: Peer,
+    path: &str,
+    scope: &Scope,
+    until: Instant,
+    exists: &dyn Fn() -> bool,
+) -> Result<(), Ended> {
+    let uid = rustix::process::geteuid().as_raw();
+    let (mut exchange, first) = Exchange::new(peer, scope.clone(), uid);
+    let mut stream = connect(path, until)?;
+    stream.write_all(&first)?;
+    let mut buffer = vec![0; READ];
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Ended::Late);
+        }
+        stream.set_read_timeout(Some(left.min(QUIET)))?;
+        let read = match stream.read(&mut buffer) {
+            Ok(0) => return Err(Ended::Closed),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if exists() {
+                    return Ok(());
+                }
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        match exchange.receive(buffer.get(..read).unwrap_or_default())? {
+            Next::Read => {}
+            Next::Write(bytes) => stream.write_all(&bytes)?,
+            Next::Done => return Ok(()),
+        }
+    }
+}
+
+/// Connects; connecting and writing wait until `until` at most.
+pub(super) fn connect(path: &str, until: Instant) -> io::Result<UnixStream> {
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // 0 would be no limit.
+    let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(left))?;
+    rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &SocketAddrUnix::new(path)?))?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+//! The process with which a pod's scope begins: the holder. systemd makes a scope around a process, and pause is created
+//! in its leaf, so another process must be there before.
+//!
+//! It is the shim's binary, which waits for the end of its standard input. The daemon has the other end of the pipe, so
+//! that the holder ends with the daemon, however that ends, and the scope ends with the holder.
+
+use super::context::Context;
+use crate::error::Error;
+use crate::shims::spawn::{self, reap_later};
+use crate::{failpoint, lanes};
+use model::PodRecord;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+use sys::spawn::Child;
+
+/// How long a holder that was killed may take to end.
+const END: Duration = Duration::from_secs(2);
+const SIGKILL: i32 = 9;
+
+/// A running holder, which is killed when this is dropped.
+#[derive(Debug)]
+pub(super) struct Holder {
+    /// Not reaped before it is killed, so that its pid stays its own.
+    child: Option<Child>,
+    _input: OwnedFd,
+}
+
+/// Makes the scope of a pod, if it has one, with a holder in it.
+///
+/// # Errors
+/// Unavailable if systemd does not answer. Then nothing is left.
+pub(super) async fn create(context: &Arc<Context>, record: &PodRecord) -> Result<Option<Holder>, Error> {
+    if record.scope.is_empty() {
+        return Ok(None);
+    }
+    let (context, record) = (Arc::clone(context), record.clone());
+    let id = record.id.clone();
+    let work = move || {
+        let (child, input) = spawn::holder(&context.binaries, &record.id)?;
+        let pid = child.pid;
+        let holder = Holder { child: Some(child), _input: input };
+        failpoint::hit("pod.holder");
+        context.cgroups.create_scope(&record, pid)?;
+        failpoint::hit("pod.scope");
+        Ok(Some(holder))
+    };
+    lanes::run(lanes::systemd(), id.as_str(), "make the pod's scope", work).await
+}
+
+impl Holder {
+    /// Ends it once pause is in its leaf, and removes its cgroup. What is left is removed with the pod.
+    pub(super) async fn end(mut self, context: &Arc<Context>, record: &PodRecord) {
+        if let Some(ended) = self.kill()
+            && tokio::time::timeout(END, ended).await.is_err()
+        {
+            tracing::warn!("the process that the pod's scope began with does not end");
+        }
+        let (context, record) = (Arc::clone(context), record.clone());
+        let id = record.id.clone();
+        let work = move || Ok(context.cgroups.end_start(&record)?);
+        if let Err(error) =
+            lanes::run(lanes::kill(), id.as_str(), "end the start of the pod's scope", work).await
+        {
+            tracing::warn!(error = %error.text(), "the cgroup that the pod's scope began with is left until the pod's end");
+        }
+    }
+
+    fn kill(&mut self) -> Option<tokio::task::JoinHandle<Option<rustix::process::WaitIdStatus>>> {
+        let child = self.child.take()?;
+        // It fails only if the process has ended.
+        drop(sys::pidfd::send_signal(child.pidfd.as_fd(), SIGKILL));
+        Some(reap_later(child))
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        drop(self.kill());
+    }
+}
