@@ -37,7 +37,9 @@ fn serve(path: &Path, answer: Vec<u8>) -> thread::JoinHandle<()> {
 fn done(result: &str) -> Vec<u8> {
     let body = |body: &mut super::super::message::Writer| {
         body.u32(1);
-        ["/job/1", "copepod-1.scope", result].map(|text| body.text(text));
+        for text in ["/job/1", "copepod-1.scope", result] {
+            body.text(text);
+        }
     };
     sent::message(4, "uoss", |fields| sent::field(fields, 3, "JobRemoved"), body)
 }
