@@ -11,6 +11,8 @@ use std::ops::RangeInclusive;
 
 /// CFS periods, µs.
 pub const CPU_PERIODS: RangeInclusive<i64> = 1_000..=1_000_000;
+/// CFS period of a new cgroup, µs.
+const DEFAULT_PERIOD: i64 = 100_000;
 /// Minimum CFS quota, µs.
 pub const MIN_CPU_QUOTA: i64 = 1_000;
 /// Minimum memory limit of a container, bytes. The code that starts a process is charged to the container until its

@@ -1,12 +1,11 @@
 //! What UpdateContainerResources makes of a container's resources.
 
-use super::{Version, Write, is_swap_limit, v2};
+use super::{DEFAULT_PERIOD, Version, Write, is_swap_limit, v2};
 use crate::Error;
 use model::{ContainerPhase, ContainerRecord, Resources, Update};
 
-/// Shares of a new v1 cgroup, and the period of a new one of either version, µs.
+/// Shares of a new v1 cgroup.
 const DEFAULT_SHARES: i64 = 1024;
-pub(super) const DEFAULT_PERIOD: i64 = 100_000;
 
 /// The resources after an update: what is zero or empty in `update` stays as in `old`. The limit of memory and swap
 /// together is part of the memory limit: if only that is updated, the other one becomes equal to it, as on create.

@@ -1,6 +1,6 @@
 //! The files of cgroup v2 that resources are written to (Documentation/admin-guide/cgroup-v2.rst).
 
-use super::{Mode, Resources, Write, update};
+use super::{DEFAULT_PERIOD, Mode, Resources, Write};
 
 /// `max`: no limit.
 pub(super) const MAX: &str = "max";
@@ -85,7 +85,7 @@ fn cpu_max(old: &Resources, new: &Resources) -> String {
     let first = |new: i64, old: i64| if new == 0 { old } else { new };
     let quota = first(new.cpu_quota, old.cpu_quota);
     let period = first(new.cpu_period, old.cpu_period);
-    let period = if period > 0 { period } else { update::DEFAULT_PERIOD };
+    let period = if period > 0 { period } else { DEFAULT_PERIOD };
     if quota > 0 { format!("{quota} {period}") } else { format!("{MAX} {period}") }
 }
 
