@@ -13,7 +13,7 @@ const BUS: &str = "/run/dbus/system_bus_socket";
 pub(super) const PRIVATE: &str = "/run/systemd/private";
 /// How long the other end may be silent before it is looked whether the scope exists: a signal may have been lost.
 const QUIET: Duration = Duration::from_millis(500);
-/// Pause between two looks at a scope that another connection has asked for.
+/// Pause between two rounds of attempts, and between two looks at a scope that another connection has asked for.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Bytes of one read.
 const READ: usize = 16 * 1024;
@@ -54,19 +54,28 @@ fn make_by(
     ways: [(Peer, &str); 2],
 ) -> Result<(), Error> {
     let begun = Instant::now();
-    let mut tried = Vec::new();
-    for ((peer, path), until) in ways.into_iter().zip([begun + limit / 2, begun + limit]) {
-        match attempt(peer, path, scope, until, exists) {
-            Ok(()) => return Ok(()),
-            Err(_) if exists() => return Ok(()),
-            // The first connection has asked for it, and was lost.
-            Err(Ended::Failed(failed)) if failed.is_existing() && !tried.is_empty() => {
-                return wait_for(until, exists).ok_or(Error::Refused(failed));
+    let mut asked = false;
+    let tried = loop {
+        let mut tried = Vec::new();
+        for ((peer, path), until) in ways.into_iter().zip([begun + limit / 2, begun + limit]) {
+            match attempt(peer, path, scope, until, exists) {
+                Ok(()) => return Ok(()),
+                Err(_) if exists() => return Ok(()),
+                // An earlier connection has asked for it, and was lost.
+                Err(Ended::Failed(failed)) if failed.is_existing() && asked => {
+                    return wait_for(until, exists).ok_or(Error::Refused(failed));
+                }
+                Err(Ended::Failed(failed)) if failed.is_systemds() => return Err(Error::Refused(failed)),
+                Err(ended) => tried.push(format!("{path}: {ended}")),
             }
-            Err(Ended::Failed(failed)) if failed.is_systemds() => return Err(Error::Refused(failed)),
-            Err(ended) => tried.push(format!("{path}: {ended}")),
+            asked = true;
         }
-    }
+        // systemd is not there while it executes itself again.
+        if begun.elapsed() >= limit / 3 {
+            break tried;
+        }
+        thread::sleep(PAUSE);
+    };
     Err(Error::Unreachable(Tried(&tried, begun.elapsed()).to_string()))
 }
 

@@ -64,13 +64,23 @@ pub(super) enum Failed {
 impl Failed {
     /// Whether systemd has refused to make the scope, or failed to. Otherwise it may not even have been asked.
     pub(super) fn is_systemds(&self) -> bool {
-        matches!(self, Self::Refused { call: START, .. } | Self::Job { .. })
+        match self {
+            Self::Refused { call, name, .. } => *call == START && !is_of_bus(name),
+            Self::Job { .. } => true,
+            Self::Rejected(_) | Self::Malformed(_) => false,
+        }
     }
 
     /// Whether a unit of this name exists.
     pub(super) fn is_existing(&self) -> bool {
         matches!(self, Self::Refused { name, .. } if name == "org.freedesktop.systemd1.UnitExists")
     }
+}
+
+/// Whether it is an error with which the bus itself says that systemd is not there, or has gone before it answered.
+fn is_of_bus(name: &str) -> bool {
+    const GONE: [&str; 5] = ["NoReply", "ServiceUnknown", "NameHasNoOwner", "Disconnected", "Timeout"];
+    name.strip_prefix("org.freedesktop.DBus.Error.").is_some_and(|error| GONE.contains(&error))
 }
 
 /// What the owner of the socket does next.

@@ -96,6 +96,8 @@ fn failures_say_whose_they_are() {
     assert_eq!(refused.to_string(), "org.freedesktop.systemd1.UnitExists: it was loaded");
     let bus = failed(&error(1, "org.freedesktop.DBus.Error.LimitsExceeded", "too many"));
     assert!(!bus.is_systemds(), "{bus}");
+    let gone = failed(&error(3, "org.freedesktop.DBus.Error.NoReply", "disconnected"));
+    assert!(!gone.is_systemds(), "{gone}");
     // The error of a call that is not ours.
     let (mut exchange, _) = authenticated(Peer::Bus);
     assert_eq!(exchange.receive(&error(9, "a.b", "c")), Ok(Next::Read));
