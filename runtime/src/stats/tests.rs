@@ -55,10 +55,10 @@ fn privileged_reads_a_running_leaf() {
     let spin = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/dev/null bs=20M count=1 status=none";
     assert!(Command::new("sh").args(["-ec", &format!("{joins} {spin}")]).status().unwrap().success());
 
-    // The kernel updates memory.stat every two seconds at the latest.
+    // The kernel updates memory.stat every two seconds at the latest. With huge pages, the buffer of dd needs few faults.
     let faults = || reader.read(&id).unwrap().memory.page_faults;
     let deadline = Instant::now() + Duration::from_secs(30);
-    while faults() < 1000 {
+    while faults() < 200 {
         assert!(Instant::now() < deadline, "{} page faults are counted", faults());
         std::thread::sleep(Duration::from_millis(20));
     }
