@@ -150,7 +150,7 @@ test-vm: build harness grpcio clientgo vm-image ## Black-box tests in a guest: D
 		done'
 
 # What CI has time for: limits, device rules and what runc does, each with both drivers.
-VM_SMOKE := pod::,resources::,update::,same_as_runc::,confinement::devices
+VM_SMOKE := pod::,resources::,update::,same_as_runc::,confinement::devices,apparmor::,scopes::
 
 test-vm-smoke: ## The part of test-vm that CI runs
 	$(MAKE) --no-print-directory test-vm FILTER=$(VM_SMOKE) VM_LIMIT=900

@@ -110,7 +110,10 @@ pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
             if let (Some(_), Some(controller), Some(path)) = (parts.next(), parts.next(), parts.next())
                 && (!controller.is_empty() || crate::cgroup::is_v2())
             {
-                facts.insert(format!("cgroup {controller}"), path.replace(leaf, "LEAF"));
+                // With the driver systemd our leaves are in a scope of their pod, runc's beside it.
+                let is_scope = |part: &&str| part.starts_with("copepod-") && part.ends_with(".scope");
+                let parts: Vec<&str> = path.split('/').filter(|part| !is_scope(part)).collect();
+                facts.insert(format!("cgroup {controller}"), parts.join("/").replace(leaf, "LEAF"));
             }
         } else if let Some(rest) = line.strip_prefix("ns ") {
             if let Some((name, link)) = rest.split_once(": ") {
