@@ -104,23 +104,33 @@ impl Mode {
             Self::Update => "linux",
         }
     }
+
+    /// A write for a field of that message.
+    fn write(self, controller: &str, file: &str, value: String, field: &str, optional: bool) -> Write {
+        let (controller, file) = (controller.to_owned(), file.to_owned());
+        Write { controller, file, value, field: format!("{}.{field}", self.message()), optional }
+    }
+}
+
+/// The files of the cpuset, which are the same in both versions.
+fn cpuset(resources: &Resources, mode: Mode) -> Vec<Write> {
+    [
+        ("cpuset.cpus", &resources.cpuset_cpus, "cpuset_cpus"),
+        ("cpuset.mems", &resources.cpuset_mems, "cpuset_mems"),
+    ]
+    .into_iter()
+    .filter(|(_, list, _)| !list.is_empty())
+    .map(|(file, list, field)| mode.write("cpuset", file, list.clone(), field, false))
+    .collect()
 }
 
 /// The files of cgroup v1. `unified` names files of v2, so there are none for it: who has such a request refuses it.
 pub fn v1(resources: &Resources, mode: Mode) -> Vec<Write> {
-    let mut writes = Vec::new();
-    let mut put = |controller: &str, file: &str, value: String, field: &str, optional| {
-        let (controller, file) = (controller.to_owned(), file.to_owned());
-        let field = format!("{}.{field}", mode.message());
-        writes.push(Write { controller, file, value, field, optional });
-    };
     // The cpuset first: a process cannot join a cgroup without one.
-    if !resources.cpuset_cpus.is_empty() {
-        put("cpuset", "cpuset.cpus", resources.cpuset_cpus.clone(), "cpuset_cpus", false);
-    }
-    if !resources.cpuset_mems.is_empty() {
-        put("cpuset", "cpuset.mems", resources.cpuset_mems.clone(), "cpuset_mems", false);
-    }
+    let mut writes = cpuset(resources, mode);
+    let mut put = |controller: &str, file: &str, value: String, field: &str, optional| {
+        writes.push(mode.write(controller, file, value, field, optional));
+    };
     if resources.cpu_shares > 0 {
         let shares = resources.cpu_shares.clamp(2, MAX_SHARES);
         put("cpu", "cpu.shares", shares.to_string(), "cpu_shares", false);

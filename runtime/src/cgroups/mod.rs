@@ -30,7 +30,7 @@ use model::{PodConfig, PodId, PodRecord, Resources};
 use spec::devices::DeviceRule;
 use spec::resources::{Mode, Version};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -265,13 +265,13 @@ impl Cgroups {
     pub(crate) fn oom_kills(&self, path: &str) -> Result<u64, Error> {
         names::check(path)?;
         let Some(folder) = self.folder("memory", path) else { return Ok(0) };
-        let file = folder.join(match self.version {
+        let file = match self.version {
             Version::V1 => "memory.oom_control",
             Version::V2 => "memory.events",
-        });
-        let text = files::read(&file)?;
-        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
-        Ok(count.unwrap_or(0))
+        };
+        File::open(&folder)
+            .and_then(|dir| sys::cgroup::flat_key(dir.as_fd(), file, "oom_kill"))
+            .map_err(|source| Error::io("read", folder.join(file), source))
     }
 }
 

@@ -25,20 +25,13 @@ const DEFAULTS: [(&str, &str); 10] = [
 ///
 /// `unified` comes last, and replaces what other fields give for the same file (CRI, `LinuxContainerResources`).
 pub fn v2(old: &Resources, resources: &Resources, mode: Mode) -> Vec<Write> {
-    let mut writes = Vec::new();
+    let mut writes = super::cpuset(resources, mode);
+    writes.retain(|write| !resources.unified.contains_key(&write.file));
     let mut put = |controller: &str, file: &str, value: String, field: &str, optional| {
         if !resources.unified.contains_key(file) {
-            let (controller, file) = (controller.to_owned(), file.to_owned());
-            let field = format!("{}.{field}", mode.message());
-            writes.push(Write { controller, file, value, field, optional });
+            writes.push(mode.write(controller, file, value, field, optional));
         }
     };
-    if !resources.cpuset_cpus.is_empty() {
-        put("cpuset", "cpuset.cpus", resources.cpuset_cpus.clone(), "cpuset_cpus", false);
-    }
-    if !resources.cpuset_mems.is_empty() {
-        put("cpuset", "cpuset.mems", resources.cpuset_mems.clone(), "cpuset_mems", false);
-    }
     if resources.cpu_shares > 0 {
         put("cpu", "cpu.weight", weight(resources.cpu_shares).to_string(), "cpu_shares", false);
     }
@@ -65,11 +58,10 @@ pub fn v2(old: &Resources, resources: &Resources, mode: Mode) -> Vec<Write> {
         }
     }
     for (file, value) in &resources.unified {
-        let controller = file.split('.').next().unwrap_or_default().to_owned();
-        let field = format!("{}.unified[{file}]", mode.message());
+        let controller = file.split('.').next().unwrap_or_default();
         // Kernels without swap have no file for it, and no swap.
         let optional = file == "memory.swap.max" && value == "0";
-        writes.push(Write { controller, file: file.clone(), value: value.clone(), field, optional });
+        writes.push(mode.write(controller, file, value.clone(), &format!("unified[{file}]"), optional));
     }
     writes
 }
