@@ -1,6 +1,8 @@
 //! The reference for what a process in a container sees: Debian's runc on the same host with the same root and
 //! configuration. A shell script prints facts as lines, and [`parse`] makes them comparable.
 
+pub(crate) mod cgroups;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -226,24 +228,7 @@ fn report(child: &mut std::process::Child, state: &str, id: &str) -> Result<Refe
 /// The same container as with CRI, as an OCI spec.
 #[expect(clippy::too_many_lines, reason = "one document")]
 fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value> {
-    let default = [
-        "CHOWN",
-        "DAC_OVERRIDE",
-        "FSETID",
-        "FOWNER",
-        "MKNOD",
-        "NET_RAW",
-        "SETGID",
-        "SETUID",
-        "SETFCAP",
-        "SETPCAP",
-        "NET_BIND_SERVICE",
-        "SYS_CHROOT",
-        "KILL",
-        "AUDIT_WRITE",
-    ];
-    let caps: Vec<String> =
-        if case.privileged { host_caps()? } else { default.iter().map(|c| format!("CAP_{c}")).collect() };
+    let caps: Vec<String> = if case.privileged { host_caps()? } else { default_caps() };
     let user = case.user.as_ref().map_or_else(
         || json!({"uid": 0, "gid": 0, "additionalGids": [0]}),
         // CRI adds the primary group and the user's groups in /etc/group.
@@ -289,6 +274,27 @@ fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value>
             "namespaces": namespaces, "uidMappings": maps, "gidMappings": maps,
         },
     }))
+}
+
+/// The capabilities of a container that asks for none.
+fn default_caps() -> Vec<String> {
+    let names = [
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "FSETID",
+        "FOWNER",
+        "MKNOD",
+        "NET_RAW",
+        "SETGID",
+        "SETUID",
+        "SETFCAP",
+        "SETPCAP",
+        "NET_BIND_SERVICE",
+        "SYS_CHROOT",
+        "KILL",
+        "AUDIT_WRITE",
+    ];
+    names.iter().map(|c| format!("CAP_{c}")).collect()
 }
 
 /// Names of all capabilities that this host's processes can have; the order of `names` is that of their numbers.

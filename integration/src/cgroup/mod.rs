@@ -84,6 +84,15 @@ pub(crate) fn hierarchy(controller: &str) -> Option<PathBuf> {
     all.into_iter().find(|root| root.file_name().is_some_and(|name| name == controller))
 }
 
+/// Whether the host counts what a controller counts.
+pub(crate) fn has_controller(controller: &str) -> bool {
+    let of_v2 = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"));
+    of_v2.map_or_else(
+        |_| hierarchy(controller).is_some(),
+        |names| names.split_whitespace().any(|name| name == controller),
+    )
+}
+
 /// The folder of the cgroup at `path`, as in /proc/PID/cgroup, in the hierarchy of a controller.
 pub(crate) fn folder(controller: &str, path: &str) -> Result<PathBuf> {
     let root = hierarchy(controller).with_context(|| format!("no hierarchy has {controller}"))?;

@@ -24,6 +24,7 @@ mod imagestore;
 mod imagevolume;
 mod intruders;
 mod kill9;
+mod leaf;
 mod libcontainer;
 mod life;
 mod log;
@@ -94,6 +95,7 @@ pub(crate) fn all() -> Vec<Test> {
         processes::tests(),
         intruders::tests(),
         same_as_runc::tests(),
+        leaf::tests(),
         mounts::tests(),
         mountflags::tests(),
         imagevolume::tests(),

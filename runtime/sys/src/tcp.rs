@@ -1,7 +1,7 @@
 //! What the kernel knows of a TCP connection's peer (TCP_INFO, tcp(7)), which neither nix nor rustix reads.
 
 use std::io;
-use std::mem::MaybeUninit;
+use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
@@ -30,7 +30,9 @@ pub fn answers(socket: BorrowedFd<'_>) -> io::Result<Answers> {
         libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, to, &raw mut length)
     };
     Errno::result(result)?;
-    if usize::try_from(length) != Ok(size) {
+    // The structure grows with the kernel: an older one fills less of it than libc knows, and that is enough.
+    let needed = offset_of!(libc::tcp_info, tcpi_last_ack_recv) + size_of::<u32>();
+    if usize::try_from(length).is_ok_and(|length| length < needed) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a short TCP_INFO"));
     }
     // SAFETY: its fields are integers, for which all bytes are valid; they were zeroed, and then written by the kernel.
