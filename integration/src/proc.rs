@@ -8,6 +8,11 @@ use anyhow::{Context as _, Result};
 
 use crate::driver::{Driver, driver};
 
+/// Whether this host's kernel confines processes by AppArmor.
+pub(crate) fn has_apparmor() -> bool {
+    fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.trim() == "Y")
+}
+
 /// One process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Process {

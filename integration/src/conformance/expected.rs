@@ -1,7 +1,8 @@
 //! `conformance/expected.txt`: what critest must report for each of its specs, and which tests of ours assert the same,
 //! so that a checkout without critest is held to it as well.
 //!
-//! One spec a line, its fields separated by ` | `: `pass | spec | tests`, or `skip`, `fail` or `absent` with the reason
+//! One spec a line, its fields separated by ` | `: `pass | spec | tests`; `apparmor` instead of `pass` for a spec that is
+//! skipped where the host has no AppArmor; or `skip`, `fail` or `absent` with the reason
 //! before the tests. critest must give the reason itself when it skips or fails a spec; an absent spec must not be in
 //! its report. Tests are separated by spaces; `-` means none, which a spec that passes may not have.
 
@@ -20,6 +21,8 @@ const TEXT: &str = include_str!("../../conformance/expected.txt");
 pub(super) enum Wanted {
     /// It passes.
     Pass,
+    /// It passes with AppArmor; on a host without, critest skips it.
+    AppArmor,
     /// critest skips it, with this in its reason.
     Skip(&'static str),
     /// It fails, with this in its message.
@@ -75,33 +78,43 @@ fn row(line: &'static str) -> Result<Row> {
     let fields: Vec<&'static str> = line.split(" | ").collect();
     let (spec, wanted, tests) = match *fields.as_slice() {
         ["pass", spec, tests] => (spec, Wanted::Pass, tests),
+        ["apparmor", spec, tests] => (spec, Wanted::AppArmor, tests),
         ["skip", spec, reason, tests] => (spec, Wanted::Skip(reason), tests),
         ["fail", spec, reason, tests] => (spec, Wanted::Fail(reason), tests),
         ["absent", spec, _, tests] => (spec, Wanted::Absent, tests),
         _ => bail!("neither `pass | spec | tests` nor `skip, fail or absent | spec | reason | tests`"),
     };
     let tests: Vec<&str> = if tests == "-" { Vec::new() } else { tests.split(' ').collect() };
-    ensure!(!tests.is_empty() || wanted != Wanted::Pass, "no test of ours asserts what this spec asserts");
+    let may_pass = matches!(wanted, Wanted::Pass | Wanted::AppArmor);
+    ensure!(!tests.is_empty() || !may_pass, "no test of ours asserts what this spec asserts");
     ensure!(!spec.is_empty() && tests.iter().all(|test| !test.is_empty()), "an empty field");
     Ok(Row { spec, wanted, tests })
 }
 
-/// What differs between a report and the file, one line each.
-pub(super) fn differences(rows: &[Row], specs: &[Spec]) -> Vec<String> {
+/// What critest says when it skips a spec for want of AppArmor.
+const NO_APPARMOR: &str = "AppArmor is disabled on this host";
+
+/// What differs between a report and the file, one line each, on a host with AppArmor or without.
+pub(super) fn differences(rows: &[Row], specs: &[Spec], apparmor: bool) -> Vec<String> {
     let unknown = specs
         .iter()
         .filter(|spec| !rows.iter().any(|row| row.spec == spec.name))
         .map(|spec| format!("{}: not in expected.txt; {}", spec.name, spec.outcome));
     let different = rows.iter().filter_map(|row| {
         let outcome = specs.iter().find(|spec| spec.name == row.spec).map(|spec| &spec.outcome);
-        let as_wanted = match (row.wanted, outcome) {
+        let wanted = match row.wanted {
+            Wanted::AppArmor if apparmor => Wanted::Pass,
+            Wanted::AppArmor => Wanted::Skip(NO_APPARMOR),
+            other => other,
+        };
+        let as_wanted = match (wanted, outcome) {
             (Wanted::Pass, Some(Outcome::Passed)) | (Wanted::Absent, None) => true,
             (Wanted::Skip(reason), Some(Outcome::Skipped(given)))
             | (Wanted::Fail(reason), Some(Outcome::Failed(given))) => given.contains(reason),
             _ => false,
         };
         let found = outcome.map_or_else(|| String::from("not in critest's report"), ToString::to_string);
-        (!as_wanted).then(|| format!("{}: expected {:?}; {found}", row.spec, row.wanted))
+        (!as_wanted).then(|| format!("{}: expected {wanted:?}; {found}", row.spec))
     });
     unknown.chain(different).collect()
 }
@@ -128,7 +141,9 @@ mod tests {
         let count = |wanted: fn(&Wanted) -> bool| rows.iter().filter(|row| wanted(&row.wanted)).count();
         assert!(count(|wanted| *wanted == Wanted::Pass) >= 114);
         assert_eq!(count(|wanted| matches!(wanted, Wanted::Fail(_))), 1);
-        let skipped = rows.iter().filter(|row| matches!(row.wanted, Wanted::Skip(_) | Wanted::Absent));
+        let skipped = rows
+            .iter()
+            .filter(|row| matches!(row.wanted, Wanted::Skip(_) | Wanted::Absent | Wanted::AppArmor));
         for row in skipped {
             let known = ["AppArmor", "SELinux", "NRI", "benchmark"];
             assert!(known.iter().any(|part| row.spec.contains(part)), "{}", row.spec);
@@ -157,7 +172,8 @@ mod tests {
     #[test]
     fn every_difference_is_found() {
         let rows = parse(
-            "pass | a | t::a\nskip | b | no socket | -\nfail | c | not found | t::c\nabsent | d | none | -\n",
+            "pass | a | t::a\nskip | b | no socket | -\nfail | c | not found | t::c\nabsent | d | none | -\n\
+             apparmor | f | t::f\n",
         )
         .unwrap();
         let as_wanted = [
@@ -165,7 +181,12 @@ mod tests {
             spec("b", Outcome::Skipped(String::from("there is no socket"))),
             spec("c", Outcome::Failed(String::from("code = NotFound: not found"))),
         ];
-        assert_eq!(differences(&rows, &as_wanted), Vec::<String>::new());
+        let with = |outcome: Outcome| [as_wanted.as_slice(), &[spec("f", outcome)]].concat();
+        let skipped = || Outcome::Skipped(String::from(NO_APPARMOR));
+        assert_eq!(differences(&rows, &with(skipped()), false), Vec::<String>::new());
+        assert_eq!(differences(&rows, &with(Outcome::Passed), true), Vec::<String>::new());
+        assert_eq!(differences(&rows, &with(skipped()), true).len(), 1);
+        assert_eq!(differences(&rows, &with(Outcome::Passed), false).len(), 1);
         let other = [
             spec("a", Outcome::Skipped(String::from("no socket"))),
             spec("b", Outcome::Skipped(String::from("not today"))),
@@ -173,7 +194,7 @@ mod tests {
             spec("d", Outcome::Passed),
             spec("e", Outcome::Passed),
         ];
-        assert_eq!(differences(&rows, &other).len(), 5);
-        assert_eq!(differences(&rows, &[]).len(), 3);
+        assert_eq!(differences(&rows, &other, false).len(), 6);
+        assert_eq!(differences(&rows, &[], false).len(), 4);
     }
 }

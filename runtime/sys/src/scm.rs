@@ -44,12 +44,26 @@ pub fn recv(
     buffer: &mut [u8],
     mut take: impl FnMut(OwnedFd),
 ) -> io::Result<Received> {
+    let received = recv_once(socket, buffer, &mut take)?;
+    if received.bytes > 0 {
+        return Ok(received);
+    }
+    // For a SOCK_SEQPACKET socket that does not block, the kernel looks for a packet and then for the end of file. A peer
+    // that sends and closes in between has its last packet still in the queue; after that nothing more can come.
+    recv_once(socket, buffer, &mut take)
+}
+
+fn recv_once(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    take: &mut impl FnMut(OwnedFd),
+) -> io::Result<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let got = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
-            fds.for_each(&mut take);
+            fds.for_each(&mut *take);
         }
     }
     Ok(Received { bytes: got.bytes, lost_fds: got.flags.contains(ReturnFlags::CTRUNC) })
@@ -117,6 +131,24 @@ mod tests {
     use super::*;
     use std::os::fd::AsFd as _;
     use std::os::unix::net::UnixStream;
+
+    /// The last packet of a worker that exits at once.
+    #[test]
+    fn a_packet_before_the_end_is_not_lost() {
+        for round in 0..3_000 {
+            let (ours, theirs) = packet_pair().unwrap();
+            crate::fds::set_nonblocking(ours.as_fd()).unwrap();
+            let peer = std::thread::spawn(move || send_with_fds(theirs.as_fd(), b"last", &[]).unwrap());
+            let got = loop {
+                match recv(ours.as_fd(), &mut [0; 16], |_| ()) {
+                    Ok(got) => break got.bytes,
+                    Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                }
+            };
+            assert_eq!(got, 4, "round {round}: the end came before the packet");
+            peer.join().unwrap();
+        }
+    }
 
     #[test]
     fn bytes_and_descriptors_arrive_together() {

@@ -43,8 +43,7 @@ const AUDIT: &str = "copepod-it-audit-write";
 
 /// Whether this host enforces AppArmor. If not, prints that the test asserts something else.
 fn enforced(cx: &Context) -> bool {
-    let text = fs::read_to_string("/sys/module/apparmor/parameters/enabled");
-    let enforced = text.is_ok_and(|text| text.trim() == "Y");
+    let enforced = crate::proc::has_apparmor();
     if !enforced {
         println!("      {}: this host has no AppArmor: what it cannot apply must be refused", cx.name);
     }
