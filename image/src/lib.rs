@@ -4,7 +4,7 @@
 //! ```text
 //! pull ──► reference            the image's name
 //!      ──► registry             manifests, config and layers from a mirror or the registry
-//!      ──► manifest             this node's platform, the layers, the config
+//!      ──► resolve, manifest    the image for this node, by way of indexes: its layers, its config
 //!      ──► transfers, unpack    each layer in one pass: download, hash, decompress, hash, write files
 //!      ──► store                makes layers durable and visible, then names the image
 //! ```

@@ -42,6 +42,10 @@ impl Reference {
         if text.len() > MAX_REFERENCE {
             return Err(wrong("it is too long"));
         }
+        // As with docker, so that nobody's repository can be taken for an image of this node.
+        if text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(wrong("64 hex digits are the id of an image, not its name"));
+        }
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => {
                 let digest = Digest::parse(digest).ok_or_else(|| {
@@ -239,7 +243,8 @@ mod tests {
             assert!(Reference::parse(bad).is_err(), "{bad:?} was accepted");
         }
         let upper = format!("a@sha256:{}", HEX.to_uppercase());
-        assert!(Reference::parse(&upper).is_err());
+        assert!(Reference::parse(&upper).is_err() && Reference::parse(HEX).is_err());
+        assert!(Reference::parse(&HEX[1..]).is_ok());
         assert!(Reference::parse(&"a".repeat(5000)).is_err());
     }
 

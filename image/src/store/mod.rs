@@ -272,8 +272,9 @@ impl Store {
 
     /// Changes which images are reported as pinned.
     pub(crate) fn set_pinned(&self, patterns: &[String]) {
-        let mut images = lock(&self.images);
+        // Before the lock, which the disk may hold up: of two calls the later one counts.
         *self.pinned.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Pinned::new(patterns));
+        let mut images = lock(&self.images);
         let entries = images.clone();
         self.publish(&mut images, entries);
     }
