@@ -72,7 +72,7 @@ pub fn reference(data: &[u8]) {
         (url.authority().map(|host| host.as_str()), url.path(), url.query()),
         (Some(host), path.as_str(), None)
     );
-    assert!(!path.split('/').any(|part| matches!(part, "" | "." | "..")) || path.starts_with("//"), "{path}");
+    assert!(!path.split('/').skip(1).any(|part| matches!(part, "" | "." | "..")), "{path}");
 }
 
 fn same<T: Debug, E: Debug>(one: Result<T, E>, other: Result<T, E>, with: &str) {
@@ -139,6 +139,7 @@ fn twice(json: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 #[path = "../fuzz/seeds.rs"]
+#[expect(unreachable_pub, reason = "the crate of the fuzz targets has this module too")]
 mod seeds;
 
 #[cfg(test)]
