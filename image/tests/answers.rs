@@ -126,50 +126,48 @@ async fn serve(mut stream: TcpStream, answers: Value, address: String, log: Arc<
     let first = request.lines().next().unwrap_or_default().to_owned();
     let authorization = request.lines().find(|line| line.to_ascii_lowercase().starts_with("authorization:"));
     log.lock().unwrap().push(format!("{first} {}", authorization.unwrap_or_default()));
-    let layer = tar(&[("file", b"content")]);
-    let image = build(&[(layer.clone(), Codec::Plain)], "");
     let path = first.split(' ').nth(1).unwrap_or_default();
-    let answer = |part: &str, body: &[u8]| {
-        let mut head = String::new();
-        let length = json!(body.len());
-        let mut headers = answers[part].as_object().cloned().unwrap_or_default();
-        headers.entry("Content-Length").or_insert(length);
-        for (name, value) in headers.iter().filter(|(name, _)| *name != "status") {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            head += &format!("{name}: {value}\r\n");
-        }
-        [
-            format!("HTTP/1.1 {} x\r\nConnection: close\r\n{head}\r\n", answers[part]["status"]).as_bytes(),
-            body,
-        ]
-        .concat()
-    };
-    let response = if path.starts_with("/token") {
-        let body = answers["token"].to_string();
-        format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
-            .into_bytes()
-    } else if authorization.is_none() {
-        let parameters = answers["challenge"].as_object().unwrap().iter();
-        let parameters: String = parameters
-            .map(|(name, value)| {
-                let value = value.as_str().map_or_else(|| value.to_string().replace('"', "'"), str::to_owned);
-                format!(",{name}=\"{value}\"")
-            })
-            .collect();
-        format!("HTTP/1.1 401 x\r\nConnection: close\r\nContent-Length: 0\r\nWWW-Authenticate: Bearer realm=\"http://{address}/token\"{parameters}\r\n\r\n").into_bytes()
-    } else if path.contains("/manifests/") {
-        let mut manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
-        manifest["mediaType"] = Value::Null;
-        answer("manifest", manifest.to_string().as_bytes())
-    } else if path.contains(&digest_of(&layer)) {
-        answer("layer", &layer)
-    } else {
-        let config = &image.blobs[&image.config];
-        let head =
-            format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", config.len());
-        [head.as_bytes(), config].concat()
-    };
+    let response = respond(path, authorization.is_some(), &answers, &address);
     // A client that has refused the head reads no more.
     drop(stream.write_all(&response).await);
     drop(stream.shutdown().await);
+}
+
+fn respond(path: &str, has_token: bool, answers: &Value, address: &str) -> Vec<u8> {
+    let layer = tar(&[("file", b"content")]);
+    let image = build(&[(layer.clone(), Codec::Plain)], "");
+    if path.starts_with("/token") {
+        return response(&json!({"status": 200}), answers["token"].to_string().as_bytes());
+    }
+    if !has_token {
+        let parameters = answers["challenge"].as_object().unwrap().iter();
+        let parameters =
+            parameters.map(|(name, value)| format!(",{name}=\"{}\"", text(value).replace('"', "'")));
+        let challenge = format!("Bearer realm=\"http://{address}/token\"{}", parameters.collect::<String>());
+        return response(&json!({"status": 401, "WWW-Authenticate": challenge}), b"");
+    }
+    if path.contains("/manifests/") {
+        let mut manifest: Value = serde_json::from_slice(&image.manifest).unwrap();
+        manifest["mediaType"] = Value::Null;
+        return response(&answers["manifest"], manifest.to_string().as_bytes());
+    }
+    if path.contains(&digest_of(&layer)) {
+        return response(&answers["layer"], &layer);
+    }
+    response(&json!({"status": 200}), &image.blobs[&image.config])
+}
+
+/// The bytes of an answer with this status and these headers.
+fn response(head: &Value, body: &[u8]) -> Vec<u8> {
+    let mut headers = head.as_object().cloned().unwrap_or_default();
+    headers.entry("Content-Length").or_insert(body.len().into());
+    let headers = headers.iter().filter(|(name, _)| *name != "status");
+    let headers: String = headers.map(|(name, value)| format!("{name}: {}\r\n", text(value))).collect();
+    let head = format!("HTTP/1.1 {} x\r\nConnection: close\r\n{headers}\r\n", head["status"]);
+    [head.as_bytes(), body].concat()
+}
+
+/// A string as it is, any other value as JSON.
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
