@@ -110,8 +110,11 @@ kubelet: ## Build kubelet 1.37 from its Go module
 # Seconds for each target.
 FUZZ_SECONDS := 600
 
-fuzz: ## Fuzz the streaming protocols (nightly compiler, cargo-fuzz); FUZZ_SECONDS=n for each target
+fuzz: ## Fuzz the streaming protocols and image documents (nightly compiler, cargo-fuzz); FUZZ_SECONDS=n for each target
 	cd runtime/streaming && for target in exec headers forward upgrade; do \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -timeout=10 -malloc_limit_mb=8; \
+	done
+	cd image && for target in manifest config reference; do \
 		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -timeout=10 -malloc_limit_mb=8; \
 	done
 

@@ -4,7 +4,7 @@
 //! ```text
 //! pull ──► reference            the image's name
 //!      ──► registry             manifests, config and layers from a mirror or the registry
-//!      ──► manifest             this node's platform, the layers, the config
+//!      ──► resolve, manifest    the image for this node, by way of indexes: its layers, its config
 //!      ──► transfers, unpack    each layer in one pass: download, hash, decompress, hash, write files
 //!      ──► store                makes layers durable and visible, then names the image
 //! ```
@@ -12,13 +12,17 @@
 //! Nothing becomes visible before it is verified and durable, and the name is written last, so a crash leaves only
 //! garbage, which the next start deletes. All content from registries is treated as hostile.
 
+mod digest;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod lane;
 mod manifest;
 mod pull;
 mod record;
 mod reference;
 mod registry;
+mod resolve;
 mod store;
 mod transfers;
 mod unpack;
@@ -45,7 +49,8 @@ pub struct Options {
     /// Maximum number of layers of one pull that are transferred and unpacked at once. All pulls from one registry
     /// together may have twice as many, all pulls on the node four times as many.
     pub parallel_layers: usize,
-    /// References of images that are reported as pinned ([`ImageRecord::pinned`]).
+    /// Which images are reported as pinned ([`ImageRecord::pinned`]): names as users write them, or patterns of whole
+    /// names with a registry, in which `*` is any number of characters and `?` is one.
     pub pinned: Vec<String>,
     /// Time limit for the TCP connection to a host. Name resolution and the TLS handshake count towards
     /// `idle_timeout`.
@@ -131,6 +136,24 @@ impl ImageStore {
     /// Changes [`Options::certs_dir`]. Running pulls keep the old one.
     pub fn set_certs_dir(&self, certs_dir: PathBuf) {
         self.puller.set_certs_dir(certs_dir);
+    }
+
+    /// Whether [`Options::pinned`] may have this element: it is a valid name, or a pattern.
+    pub fn is_pattern(text: &str) -> bool {
+        store::is_pattern(text)
+    }
+
+    /// Changes [`Options::pinned`], also for the images that are there.
+    ///
+    /// # Errors
+    /// [`Error::Threads`].
+    pub async fn set_pinned(&self, patterns: Vec<String>) -> Result<(), Error> {
+        let store = self.store.clone();
+        blocking(move || {
+            store.set_pinned(&patterns);
+            Ok(())
+        })
+        .await
     }
 
     /// All images. Does not block.

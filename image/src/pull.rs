@@ -3,10 +3,11 @@
 
 use crate::error::{Error, Result};
 use crate::lane::{blocking, unpacking};
-use crate::manifest::{self, Descriptor, Document, Platform};
+use crate::manifest::Descriptor;
 use crate::record::ImageRecord;
 use crate::reference::{Digest, Reference};
-use crate::registry::{Fetched, Registry};
+use crate::registry::Registry;
+use crate::resolve::{Resolved, resolve};
 use crate::store::{NewImage, Pins, Store};
 use crate::transfers::Transfers;
 use crate::unpack::{Expected, unpack};
@@ -117,13 +118,11 @@ impl Puller {
         let (options, cloned) = (self.options(), reference.clone());
         let registry = blocking(move || Registry::new(&options, &cloned, auth.as_ref())).await?;
         let step = progress::enter("fetch the manifest", REGISTRY);
-        let resolved = resolve(&registry).await?;
+        let resolved = resolve(&registry, &self.store).await?;
         drop(step);
-        let config_digest = resolved.config.digest;
-        let config_bytes = self.config(&registry, &resolved.config).await?;
-        let config = manifest::config(&config_digest, &config_bytes)?;
-        let layers = Self::pair_layers(&resolved, &config.diff_ids)?;
-        let mut pinned = config.diff_ids.clone();
+        let layers = Self::pair_layers(&resolved)?;
+        let (config_digest, diff_ids) = (resolved.id, resolved.config.diff_ids.clone());
+        let mut pinned = diff_ids.clone();
         pinned.push(config_digest);
         pinned.extend(resolved.documents.iter().map(|document| document.digest));
         let pins = Arc::new(self.store.pin(pinned));
@@ -141,15 +140,17 @@ impl Puller {
         let (store, pinned) = (self.store.clone(), pins.clone());
         // Not on the store's lane: it walks the folders of the layers, which an image can have millions of.
         let (layers, added) = unpacking(move || {
-            let layers = store.overlay_layers(&config.diff_ids);
+            let layers = store.overlay_layers(&diff_ids);
             drop(pinned);
             layers
         })
         .await?;
         let (store, reference) = (self.store.clone(), reference.clone());
         let record = blocking(move || {
-            let documents = resolved.documents.iter().map(|document| &document.bytes).chain([&config_bytes]);
-            let documents: Vec<&[u8]> = documents.map(AsRef::as_ref).collect();
+            let documents =
+                resolved.documents.iter().map(|document| (document.digest, document.bytes.as_ref()));
+            let documents: Vec<(Digest, &[u8])> =
+                documents.chain([(resolved.id, resolved.config_bytes.as_ref())]).collect();
             let image = NewImage { config: config_digest, layers, documents: &documents };
             let record = store.commit(&reference, &resolved.top, image)?;
             pins.keep();
@@ -161,22 +162,10 @@ impl Puller {
         Ok(record)
     }
 
-    /// The image's config, from the store or the registry.
-    async fn config(&self, registry: &Registry, config: &Descriptor) -> Result<Bytes> {
-        let (store, digest) = (self.store.clone(), config.digest);
-        match blocking(move || store.document(&digest, manifest::MAX_CONFIG)).await? {
-            Some(bytes) => Ok(bytes.into()),
-            None => {
-                let _step = progress::enter("fetch the config", REGISTRY);
-                registry.small_blob(config, manifest::MAX_CONFIG).await
-            }
-        }
-    }
-
     /// The layers with their diff ids, without duplicates. The largest come first, so that no long transfer runs alone
     /// at the end.
-    fn pair_layers(resolved: &Resolved, diff_ids: &[Digest]) -> Result<Vec<(Descriptor, Digest)>> {
-        let object = || format!("image {}", resolved.config.digest);
+    fn pair_layers(resolved: &Resolved) -> Result<Vec<(Descriptor, Digest)>> {
+        let (object, diff_ids) = (|| format!("image {}", resolved.id), &resolved.config.diff_ids);
         let (in_manifest, in_config) = (resolved.layers.len(), diff_ids.len());
         if in_manifest != in_config {
             let reason = format!("its manifest has {in_manifest} layers, its config {in_config}");
@@ -264,32 +253,4 @@ impl Puller {
 
 fn part_length(part: &Option<Bytes>) -> usize {
     part.as_ref().map_or(0, Bytes::len)
-}
-
-/// The manifest that a reference leads to on this platform.
-struct Resolved {
-    /// The digest of the index or manifest that the reference names.
-    top: Digest,
-    config: Descriptor,
-    /// Lowest first.
-    layers: Vec<Descriptor>,
-    /// The manifest, and the indexes that lead to it.
-    documents: Vec<Fetched>,
-}
-
-/// Fetches the reference's manifest, by way of indexes.
-async fn resolve(registry: &Registry) -> Result<Resolved> {
-    let mut fetched = registry.resolve(manifest::MAX_MANIFEST).await?;
-    let (top, platform, mut documents) = (fetched.digest, Platform::host(), Vec::new());
-    for _ in 0..=manifest::MAX_INDEXES {
-        let document = manifest::document(&fetched.digest, &fetched.content_type, &fetched.bytes, platform)?;
-        documents.push(fetched);
-        match document {
-            Document::Manifest { config, layers } => return Ok(Resolved { top, config, layers, documents }),
-            Document::Index(best) => {
-                fetched = registry.manifest(&best.digest, manifest::MAX_MANIFEST).await?;
-            }
-        }
-    }
-    Err(Error::unsupported(format!("index {top}"), "it is nested too deeply"))
 }

@@ -288,6 +288,7 @@ fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     let boot_id = state::boot::id()?;
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
     options.parallel_layers = config.image.max_parallel_downloads;
+    options.pinned.clone_from(&config.image.pinned);
     let images = ImageStore::open(options)?;
     let apparmor = Support::detect(config.apparmor == Switch::Auto);
     Ok(Prerequisites { layout, lock, boot_id, images, cgroups, apparmor, shim_binary, pause_binary })

@@ -50,7 +50,7 @@ impl Reloader {
             self.manager.reloading().await;
             let status = match self.read().await {
                 Ok(new) => {
-                    self.apply(&new);
+                    self.apply(&new).await;
                     "Serving; the configuration was reloaded"
                 }
                 Err(error) => {
@@ -82,12 +82,26 @@ impl Reloader {
         }
     }
 
-    fn apply(&self, new: &Config) {
+    /// Waits for the image store no longer than for the files: its lock is held while it writes to the disk.
+    async fn pin_images(&self, patterns: Vec<String>) {
+        let error = match timeout(READ_LIMIT, self.images.set_pinned(patterns)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => with_causes(&error),
+            // The change goes on by itself.
+            Err(_) => format!("the image store has been busy for {} s", READ_LIMIT.as_secs()),
+        };
+        tracing::error!(key = "image.pinned", error, "the change takes effect later, or at the next start");
+    }
+
+    async fn apply(&self, new: &Config) {
         let old = Arc::clone(&self.config.borrow());
         let Reloaded { config, changed, need_restart } = old.reload(new);
         let (level, config) = (config.log.level, Arc::new(config));
         self.cni.set_plugins(config.network.bin_dirs.clone(), config.network.timeout);
         self.images.set_certs_dir(config.image.certs_dir.clone());
+        if config.image.pinned != old.image.pinned {
+            self.pin_images(config.image.pinned.clone()).await;
+        }
         self.config.send_replace(config);
         // Logged at the more verbose of the two levels.
         if level > old.log.level {

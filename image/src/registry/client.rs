@@ -175,8 +175,9 @@ impl Registry {
                 };
                 let (content_type, claimed) = (header("content-type"), header("docker-content-digest"));
                 let bytes = self.read_all(response, limit).await?;
-                let digest = Digest::of(&bytes);
-                if let Some(wanted) = expected.copied().or_else(|| Digest::parse(&claimed))
+                let wanted = expected.copied().or_else(|| Digest::parse(&claimed));
+                let digest = wanted.map_or_else(|| Digest::of(&bytes), |wanted| wanted.same_of(&bytes));
+                if let Some(wanted) = wanted
                     && wanted != digest
                 {
                     return Err(Fault::Corrupt(format!(

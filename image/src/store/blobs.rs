@@ -36,18 +36,15 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
 }
 
 /// Stores a document under its digest, unless it is there and undamaged.
-pub(crate) fn put(layout: &Layout, bytes: &[u8]) -> Result<Digest> {
-    let digest = Digest::of(bytes);
-    let path = layout.blob(&digest);
-    if get(layout, &digest, bytes.len() as u64).is_ok_and(|found| found.is_some()) {
-        return Ok(digest);
+pub(crate) fn put(layout: &Layout, digest: &Digest, bytes: &[u8]) -> Result<()> {
+    if get(layout, digest, bytes.len() as u64).is_ok_and(|found| found.is_some()) {
+        return Ok(());
     }
-    write(layout, &path, bytes, Durable::Yes)?;
-    Ok(digest)
+    write(layout, &layout.blob(digest), bytes, Durable::Yes)
 }
 
 /// Reads a document; `None` if it is absent or damaged: it does not match its digest.
 pub(crate) fn get(layout: &Layout, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>> {
     let bytes = read(&layout.blob(digest), limit)?;
-    Ok(bytes.filter(|bytes| Digest::of(bytes) == *digest))
+    Ok(bytes.filter(|bytes| digest.is_of(bytes)))
 }

@@ -2,6 +2,7 @@
 
 use super::blobs::{self, Durable};
 use super::layout::{Layout, layer_name};
+use super::pinned::Pinned;
 use super::{Facts, without_duplicates};
 use crate::error::{Error, Result};
 use crate::manifest;
@@ -140,7 +141,7 @@ impl Published {
     pub(super) fn new(
         layout: &Layout,
         entries: &Entries,
-        pinned: &BTreeSet<String>,
+        pinned: &Pinned,
         before: &Self,
         present: &HashMap<String, Facts>,
     ) -> Self {
@@ -186,7 +187,7 @@ impl Published {
                 config,
                 layers,
                 layers_dir: layout.layers(),
-                pinned: entry.tags.iter().chain(&entry.digests).any(|name| pinned.contains(name)),
+                pinned: entry.tags.iter().chain(&entry.digests).any(|name| pinned.has(name)),
             }));
         }
         published
@@ -209,13 +210,15 @@ impl Published {
         if let Some(at) = normalised.and_then(|name| self.names.get(&name)) {
             return self.images.get(*at);
         }
-        let prefix = name.strip_prefix("sha256:").unwrap_or(name);
+        let prefix = name.split_once(':').map_or(name, |(algorithm, hex)| {
+            if matches!(algorithm, "sha256" | "sha512") { hex } else { name }
+        });
         let hex = prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         if prefix.len() < MIN_PREFIX || !hex {
             return None;
         }
         let id = |record: &&Arc<ImageRecord>| {
-            record.id.strip_prefix("sha256:").is_some_and(|id| id.starts_with(prefix))
+            record.id.split_once(':').is_some_and(|(_, id)| id.starts_with(prefix))
         };
         let mut found = self.images.iter().filter(id);
         let first = found.next()?;

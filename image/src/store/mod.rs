@@ -12,6 +12,7 @@ mod index;
 mod layout;
 mod lease;
 mod open;
+mod pinned;
 
 pub(crate) use guards::{Ingest, Pins};
 
@@ -21,6 +22,8 @@ use crate::reference::{Digest, Reference};
 use crate::unpack::{self, LayerStats};
 use causes::with_causes;
 use layout::{Layout, layer_name};
+use pinned::Pinned;
+pub(crate) use pinned::is_pattern;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -49,8 +52,8 @@ pub(crate) struct NewImage<'a> {
     pub(crate) config: Digest,
     /// Diff ids as [`Store::overlay_layers`] returns them.
     pub(crate) layers: Vec<Digest>,
-    /// Content of the manifests, indexes and config.
-    pub(crate) documents: &'a [&'a [u8]],
+    /// The manifests, indexes and config, with their digests.
+    pub(crate) documents: &'a [(Digest, &'a [u8])],
 }
 
 /// What protects layers from deletion, and which layers there are.
@@ -67,8 +70,8 @@ struct Catalog {
 #[derive(Debug)]
 pub(crate) struct Store {
     layout: Layout,
-    /// Normalised references of images that are reported as pinned.
-    pinned: BTreeSet<String>,
+    /// Which images are reported as pinned. Locked for memory accesses only.
+    pinned: RwLock<Arc<Pinned>>,
     /// The content of the index file.
     images: Mutex<index::Entries>,
     catalog: Mutex<Catalog>,
@@ -222,11 +225,12 @@ impl Store {
         let id = image.config;
         let mut images = lock(&self.images);
         let mut documents = BTreeSet::new();
-        for bytes in image.documents {
-            documents.insert(blobs::put(&self.layout, bytes)?);
+        for (digest, bytes) in image.documents {
+            blobs::put(&self.layout, digest, bytes)?;
+            documents.insert(*digest);
         }
         documents.remove(&id);
-        let mut size: u64 = image.documents.iter().map(|bytes| bytes.len() as u64).sum();
+        let mut size: u64 = image.documents.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         {
             let catalog = lock(&self.catalog);
             for layer in &image.layers {
@@ -260,9 +264,19 @@ impl Store {
         // Configs are read from disk here, and look-ups must not wait for that: so it works on a copy of the layers.
         // They cannot change meanwhile, because the caller holds `images`.
         let (before, present) = (self.published(), lock(&self.catalog).layers.clone());
-        let next = index::Published::new(&self.layout, &entries, &self.pinned, &before, &present);
+        let pinned = self.pinned.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let next = index::Published::new(&self.layout, &entries, &pinned, &before, &present);
         *images = entries;
         *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+    }
+
+    /// Changes which images are reported as pinned.
+    pub(crate) fn set_pinned(&self, patterns: &[String]) {
+        // Before the lock, which the disk may hold up: of two calls the later one counts.
+        *self.pinned.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Pinned::new(patterns));
+        let mut images = lock(&self.images);
+        let entries = images.clone();
+        self.publish(&mut images, entries);
     }
 
     /// Removes the image that `name` refers to, with all its names, and all layers and documents that nothing else

@@ -1,9 +1,10 @@
 //! Opening the store after a crash, a later version or disk damage.
 
 use super::layout::{Layout, layer_name};
+use super::pinned::Pinned;
 use super::{Catalog, Facts, MAX_FACTS, Store, blobs, gc, index, lease};
 use crate::error::{Error, Result};
-use crate::reference::{Digest, Reference};
+use crate::reference::Digest;
 use causes::with_causes;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -32,13 +33,12 @@ impl Store {
             }
         }
         catalog.layers = read_layers(&layout, &entries, &catalog.leases)?;
-        let pinned =
-            pinned.iter().filter_map(|name| Some(Reference::parse(name).ok()?.to_string())).collect();
+        let pinned = Pinned::new(pinned);
         let before = index::Published::default();
         let published = index::Published::new(&layout, &entries, &pinned, &before, &catalog.layers);
         Ok(Self {
             layout,
-            pinned,
+            pinned: RwLock::new(Arc::new(pinned)),
             images: Mutex::new(entries),
             catalog: Mutex::new(catalog),
             published: RwLock::new(Arc::new(published)),

@@ -19,11 +19,10 @@ mod whiteout;
 pub(crate) use apply::LayerStats;
 pub(crate) use corrections::{Layer, corrections};
 
+use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
-use crate::reference::Digest;
 use bytes::{Buf, Bytes};
 use rustix::fs::{self, Mode, OFlags};
-use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
@@ -74,7 +73,7 @@ pub(crate) fn unpack(
             .name("inflate".to_owned())
             .spawn_scoped(scope, move || inflate(input, expected, &filled, &empty_buffers))
             .map_err(failed(expected, "start thread for", folder))?;
-        let mut archive = tar::Reader::new(ArchiveStream::new(full_buffers, emptied, expected.max_bytes));
+        let mut archive = tar::Reader::new(ArchiveStream::new(full_buffers, emptied, expected));
         let written = apply::Applier::new(root).run(&mut archive, expected.max_entries);
         let mut stream = archive.into_inner();
         // The diff id covers the bytes after the end-of-archive marker too.
@@ -180,7 +179,7 @@ fn inflate(
     filled: &mpsc::SyncSender<Vec<u8>>,
     empty_buffers: &mpsc::Receiver<Vec<u8>>,
 ) -> Inflated {
-    let mut source = Download { input, current: Bytes::new(), hasher: Sha256::new(), received: 0 };
+    let mut source = Download { input, current: Bytes::new(), hasher: expected.digest.hasher(), received: 0 };
     let compression = Compression::of(source.first_bytes());
     let broken = |source: &Download, error: &io::Error| {
         let object = format!("layer {}", expected.digest);
@@ -213,7 +212,7 @@ fn inflate(
         let reason = format!("it has {} bytes instead of {}", source.received, expected.size);
         return Inflated::Failed(Error::corrupt(object(), reason));
     }
-    let found = Digest::finish(source.hasher);
+    let found = source.hasher.finish();
     if found != expected.digest {
         return Inflated::Failed(Error::corrupt(object(), format!("the digest of its content is {found}")));
     }
@@ -253,7 +252,7 @@ fn fill_buffers(
 struct Download {
     input: async_mpsc::Receiver<Bytes>,
     current: Bytes,
-    hasher: Sha256,
+    hasher: Hasher,
     received: u64,
 }
 
@@ -306,15 +305,15 @@ struct ArchiveStream {
     emptied: mpsc::Sender<Vec<u8>>,
     current: Vec<u8>,
     position: usize,
-    hasher: Sha256,
+    hasher: Hasher,
     /// Bytes that may still come.
     left: u64,
     too_large: bool,
 }
 
 impl ArchiveStream {
-    fn new(input: mpsc::Receiver<Vec<u8>>, emptied: mpsc::Sender<Vec<u8>>, limit: u64) -> Self {
-        let hasher = Sha256::new();
+    fn new(input: mpsc::Receiver<Vec<u8>>, emptied: mpsc::Sender<Vec<u8>>, expected: &Expected) -> Self {
+        let (hasher, limit) = (expected.diff_id.hasher(), expected.max_bytes);
         Self { input, emptied, current: Vec::new(), position: 0, hasher, left: limit, too_large: false }
     }
 
@@ -331,7 +330,7 @@ impl ArchiveStream {
 
     /// The digest of what was read.
     fn digest(self) -> Digest {
-        Digest::finish(self.hasher)
+        self.hasher.finish()
     }
 }
 

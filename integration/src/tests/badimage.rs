@@ -264,7 +264,7 @@ async fn manifest_that_lies(cx: Context) -> Result<()> {
 /// Each declared volume costs folders, and below a read-only root a mount: their number and length have limits.
 async fn too_many_declared_volumes(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let many: serde_json::Map<_, _> = (0..20_000).map(|n| (format!("/v/{n}"), json!({}))).collect();
+    let many: serde_json::Map<_, _> = (0..10_000).map(|n| (format!("/v/{n}"), json!({}))).collect();
     let deep = "/d".repeat(2_000);
     let long: serde_json::Map<_, _> = (0..100).map(|n| (format!("/{n}{deep}"), json!({}))).collect();
     for volumes in [many, long] {

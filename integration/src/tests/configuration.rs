@@ -99,6 +99,11 @@ async fn drop_in_files_are_laid_over_the_main_file(cx: Context) -> Result<()> {
     Ok(())
 }
 
+/// Whether kubelet is told not to remove an image.
+async fn pinned(cx: &Context, name: &str) -> Result<bool> {
+    Ok(cx.cri.image(name).await?.context("the image is not there")?.pinned)
+}
+
 async fn reload_changes_what_can_change(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("main")).await?;
@@ -121,6 +126,14 @@ async fn reload_changes_what_can_change(cx: Context) -> Result<()> {
     let other = drop_in(&cx, "20-certs.toml", &format!("[image]\ncerts_dir = \"{}\"\n", certs.display()))?;
     reload(&cx, "configuration reloaded").await?;
     cx.cri.pull(name).await.context("from a registry that a reload made known")?;
+    // Which images are pinned.
+    ensure!(!pinned(&cx, name).await?, "an image is pinned by default");
+    let pins = drop_in(&cx, "25-pinned.toml", "[image]\npinned = [\"moved.test/*\"]\n")?;
+    reload(&cx, "changed=\"image.pinned\"").await?;
+    ensure!(pinned(&cx, name).await?, "the image is not pinned");
+    fs::remove_file(pins)?;
+    reload(&cx, "changed=\"image.pinned\"").await?;
+    ensure!(!pinned(&cx, name).await?, "the image is still pinned");
     // The time limit of CNI plugins.
     cx.node.network.script("slow", "exec sleep 100")?;
     cx.node.network.uninstall()?;

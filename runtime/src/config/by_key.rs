@@ -19,7 +19,7 @@ impl Config {
             log: Log { level, format },
             binaries: Binaries { shim, pause },
             network: Network { conf_dir, bin_dirs, timeout, max_parallel },
-            image: Image { certs_dir, max_parallel_downloads },
+            image: Image { certs_dir, max_parallel_downloads, pinned },
             streaming: Streaming { address, idle_timeout, creation_timeout, tls_certificate, tls_key },
             // They have no entries yet.
             handlers: _,
@@ -43,6 +43,7 @@ impl Config {
             ("network.max_parallel", json!(max_parallel)),
             ("image.certs_dir", json!(certs_dir)),
             ("image.max_parallel_downloads", json!(max_parallel_downloads)),
+            ("image.pinned", json!(pinned)),
             ("streaming.address", json!(address)),
             ("streaming.idle_timeout_seconds", seconds(idle_timeout.unwrap_or_default())),
             ("streaming.creation_timeout_seconds", seconds(*creation_timeout)),

@@ -42,7 +42,7 @@ const fn reloaded(key: Key) -> Key {
 }
 
 /// All keys. Those without a table come first, those of one table are together.
-pub(super) const KEYS: [Key; 21] = [
+pub(super) const KEYS: [Key; 22] = [
     key(
         "root",
         "path",
@@ -133,6 +133,14 @@ pub(super) const KEYS: [Key; 21] = [
          twice as many, all pulls of the node four times as many. If a layer receives less than 64 KiB in 30 s while \
          another one waits for its place, its pull fails as unavailable.",
     ),
+    reloaded(key(
+        "image.pinned",
+        "list of names",
+        "[]",
+        "Images that kubelet must not remove to free space: names as in a pod's `image`, or patterns of whole names, with \
+         the registry, in which `*` is any number of characters and `?` is one (`\"registry.k8s.io/pause:*\"`). A removal \
+         that is asked for, as by `crictl rmi`, is done nevertheless.",
+    )),
     key(
         "streaming.address",
         "address",

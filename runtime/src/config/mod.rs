@@ -237,6 +237,9 @@ pub(crate) struct Image {
     // Each uses one of the 64 threads that unpack layers, also while it waits for its registry.
     #[serde(deserialize_with = "values::number::<_, 1, 16>")]
     pub max_parallel_downloads: usize,
+    /// Names and patterns of images that kubelet must not remove to free space.
+    #[serde(deserialize_with = "values::image_patterns")]
+    pub pinned: Vec<String>,
 }
 
 /// Exec, attach and port-forward.

@@ -41,6 +41,7 @@ impl Config {
         config.network.bin_dirs.clone_from(&new.network.bin_dirs);
         config.network.timeout = new.network.timeout;
         config.image.certs_dir.clone_from(&new.image.certs_dir);
+        config.image.pinned.clone_from(&new.image.pinned);
         Reloaded { changed: self.differences(&config), need_restart: config.differences(new), config }
     }
 

@@ -25,6 +25,7 @@ fn changes() -> Vec<(String, String)> {
                 '"' if key == "format" => "\"json\"",
                 '"' if key == "address" => "\"[::1]:10010\"",
                 '"' => "\"/somewhere/else\"",
+                '[' if key == "pinned" => "[\"docker.io/library/*\"]",
                 '[' => "[\"/somewhere/else\"]",
                 _ => "7",
             };

@@ -32,6 +32,17 @@ pub(super) fn paths<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, 
     given.iter().map(|path| absolute(path)).collect::<Result<_, _>>().map_err(D::Error::custom)
 }
 
+/// Names of images, or patterns of them.
+pub(super) fn image_patterns<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let given = from.deserialize_seq(List)?;
+    match given.iter().find(|pattern| !image::ImageStore::is_pattern(pattern)) {
+        Some(wrong) => Err(D::Error::custom(format_args!(
+            "{wrong:?} must be the name of an image, such as \"busybox:1.37\", or a pattern with * or ? of its whole name, such as \"docker.io/library/busybox:*\""
+        ))),
+        None => Ok(given),
+    }
+}
+
 fn absolute(given: &str) -> Result<PathBuf, String> {
     let path = Path::new(given);
     if !path.is_absolute() || given.contains('\0') {
