@@ -77,6 +77,11 @@ impl Machine {
         command("nsenter", &[enter.as_slice(), arguments].concat())
     }
 
+    /// What copepod's configuration needs there, before the first section: process 1 is not in the second machine's namespaces.
+    pub(crate) fn configuration(&self) -> &'static str {
+        if self.holder.is_some() { "mount_namespace = \"self\"\n" } else { "" }
+    }
+
     /// The list of its mounts.
     pub(crate) fn mountinfo(&self) -> PathBuf {
         let process = self.holder().map_or_else(|| String::from("self"), |pid| pid.to_string());

@@ -83,7 +83,8 @@ impl Node {
         config::hosts(&paths.certs, &fixture.registry, machine.neighbour)?;
         let bin = options.bin.as_ref().unwrap_or(&fixture.bin);
         let level = if options.log_calls { "debug" } else { "info" };
-        fs::write(&paths.config, config::text(&paths, bin, &network, level, &options.extra))?;
+        let text = config::text(&paths, bin, &network, level, &options.extra);
+        fs::write(&paths.config, format!("{}{text}", machine.configuration()))?;
         let cri = Cri::connect(&paths.socket)?;
         let (bin, daemon, wiped) = (bin.join("copepod"), Mutex::new(None), AtomicBool::new(false));
         LIVING.fetch_add(1, Ordering::Relaxed);

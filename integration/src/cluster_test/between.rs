@@ -8,18 +8,20 @@ use serde_json::{Value, json};
 use super::Cluster;
 use super::objects::{on, text};
 use crate::expect::ensure;
-use crate::node_test::manifests::{pod, shell, with_spec};
+use crate::node_test::manifests::{pod, shell, with, with_spec};
 use crate::node_test::{Check, check};
 
 pub(super) fn all() -> Vec<Check<Cluster>> {
     vec![check!(pods_of_both_nodes_talk), check!(logs_and_exec_work_on_both_nodes)]
 }
 
-/// A pod on a node that tells on port 9000 who its peer is, as /proc/net/tcp has it, and echoes on 9001.
+/// A pod on a node that tells on port 9000 who its peer is, as /proc/net has it, and echoes on 9001.
 fn talker(node: &str) -> Value {
-    let line = "nc -ll -p 9000 -e /bin/cat /proc/net/tcp & nc -ll -p 9001 -e /bin/cat & \
-                echo this is $(hostname); trap 'exit 0' TERM; wait";
-    with_spec(pod(&format!("on-{node}"), json!([shell("main", line)])), &on(node))
+    let line = "echo this is $(hostname); trap 'exit 0' TERM; \
+                nc -ll -p 9000 -e /bin/cat /proc/net/tcp /proc/net/tcp6 & nc -ll -p 9001 -e /bin/cat & wait";
+    let probe = |port: u16| json!({"tcpSocket": {"port": port}, "periodSeconds": 1});
+    let fields = json!({"startupProbe": probe(9000), "readinessProbe": probe(9001)});
+    with_spec(pod(&format!("on-{node}"), json!([with(shell("main", line), &fields)])), &on(node))
 }
 
 async fn pods_of_both_nodes_talk(cluster: &Cluster) -> Result<()> {
@@ -52,11 +54,13 @@ async fn pods_of_both_nodes_talk(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// The peer of an established connection of port 9000 in a line of /proc/net/tcp.
+/// The peer of an established connection of port 9000 in a line of /proc/net/tcp, or of tcp6, where the address ends with that
+/// of IPv4.
 fn peer(line: &str) -> Option<String> {
     let mut words = line.split_whitespace().skip(1);
     let (local, remote, state) = (words.next()?, words.next()?, words.next()?);
-    let address = u32::from_str_radix(remote.split(':').next()?, 16).ok()?;
+    let address = remote.split(':').next()?;
+    let address = u32::from_str_radix(address.get(address.len().checked_sub(8)?..)?, 16).ok()?;
     (local.ends_with(":2328") && state == "01").then(|| Ipv4Addr::from(address.swap_bytes()).to_string())
 }
 
@@ -93,6 +97,8 @@ mod tests {
             format!("   1: 0202580A:{port} 0301580A:9C40 {state} 00000000:00000000")
         };
         assert_eq!(peer(&line("2328", "01")).as_deref(), Some("10.88.1.3"));
+        let mapped = line("2328", "01").replace("0301580A", "0000000000000000FFFF00000301580A");
+        assert_eq!(peer(&mapped).as_deref(), Some("10.88.1.3"));
         assert_eq!(peer(&line("2328", "0A")), None);
         assert_eq!(peer(&line("2329", "01")), None);
         assert_eq!(peer("  sl  local_address rem_address   st tx_queue"), None);

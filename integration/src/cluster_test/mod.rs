@@ -173,21 +173,25 @@ async fn end(cluster: Cluster, world: &Census) -> Result<()> {
     let kinds = "deployments,daemonsets,statefulsets,jobs,pods,services";
     let deleted = cluster.delete(&[kinds, "--all"]).await;
     let mut outcome = deleted.context("delete all objects");
-    // The second machine ends before the first, which has its cable.
-    for member in cluster.members.iter().rev() {
+    // Control groups and processes are those of both nodes, so the pods of both must be gone before anything is compared.
+    let mut emptied = Vec::new();
+    for member in &cluster.members {
         member.kubelet.stop();
         let rest = member.node.emptied().await;
         member.kubelet.clean_up();
-        let clean = match &rest {
-            Ok(()) => member.before.settle(Some(&member.node)).await,
-            Err(_) => Ok(()),
+        emptied.push(rest.with_context(|| member.name()));
+    }
+    for (member, emptied) in cluster.members.iter().zip(emptied) {
+        let clean = match emptied {
+            Ok(()) => member.before.settle(Some(&member.node)).await.with_context(|| member.name()),
+            failed => failed,
         };
         let terminated = member.node.terminate().await;
-        if rest.is_err() || terminated.is_err() {
+        if clean.is_err() || terminated.is_err() {
             member.node.raze();
         }
         member.node.wipe();
-        outcome = outcome.and(rest.and(clean).and(terminated).with_context(|| member.name()));
+        outcome = outcome.and(clean).and(terminated);
     }
     drop(cluster);
     outcome?;
