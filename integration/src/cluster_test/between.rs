@@ -54,14 +54,14 @@ async fn pods_of_both_nodes_talk(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// The peer of an established connection of port 9000 in a line of /proc/net/tcp, or of tcp6, where the address ends with that
+/// The peer of a connection of port 9000, which it may have closed already, in a line of /proc/net/tcp, or of tcp6, where the address ends with that
 /// of IPv4.
 fn peer(line: &str) -> Option<String> {
     let mut words = line.split_whitespace().skip(1);
     let (local, remote, state) = (words.next()?, words.next()?, words.next()?);
     let address = remote.split(':').next()?;
     let address = u32::from_str_radix(address.get(address.len().checked_sub(8)?..)?, 16).ok()?;
-    (local.ends_with(":2328") && state == "01").then(|| Ipv4Addr::from(address.swap_bytes()).to_string())
+    (local.ends_with(":2328") && state != "0A").then(|| Ipv4Addr::from(address.swap_bytes()).to_string())
 }
 
 /// The API server reaches kubelet, and kubelet copepod, on both nodes.
@@ -92,11 +92,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_peer_is_that_of_an_established_connection() {
+    fn the_peer_is_that_of_a_connection_and_not_of_a_listener() {
         let line = |port: &str, state: &str| {
             format!("   1: 0202580A:{port} 0301580A:9C40 {state} 00000000:00000000")
         };
-        assert_eq!(peer(&line("2328", "01")).as_deref(), Some("10.88.1.3"));
+        for state in ["01", "08"] {
+            assert_eq!(peer(&line("2328", state)).as_deref(), Some("10.88.1.3"));
+        }
         let mapped = line("2328", "01").replace("0301580A", "0000000000000000FFFF00000301580A");
         assert_eq!(peer(&mapped).as_deref(), Some("10.88.1.3"));
         assert_eq!(peer(&line("2328", "0A")), None);

@@ -6,10 +6,11 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use cri_api::v1::{ContainerState, PodSandboxState};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::objects::{container, daemon_set, is, job, name, on, replicated, template, text};
+use super::objects::{container, daemon_set, is, job, name, names, on, replicated, template, text};
 use super::{Cluster, Member};
 use crate::cgroup::{self, SHIMS};
 use crate::expect::ensure;
@@ -22,6 +23,7 @@ pub(super) fn all() -> Vec<Check<Cluster>> {
     vec![
         check!(nothing_runs_twice_while_copepod_dies),
         check!(deletions_end_while_copepod_dies),
+        check!(pods_deleted_while_they_start_leave_nothing),
         check!(a_crash_loop_counts_on),
         check!(pods_come_back_after_a_power_failure),
     ]
@@ -50,9 +52,36 @@ impl Cluster {
         }
         anyhow::bail!("after 40 rounds kubectl {} says {last:?} instead of {wanted:?}", arguments.join(" "))
     }
+
+    /// Waits until the API has no pod with this label, and the nodes neither.
+    async fn gone(&self, app: &str) -> Result<()> {
+        wait::until("the pods to be deleted", secs(60), || async {
+            let left = self.get(&["pods", "--selector", &format!("app={app}")]).await?;
+            let left = left["items"].as_array().map(|items| names(items)).unwrap_or_default();
+            ensure!(left.is_empty(), "{left:?} are left");
+            Ok(Some(()))
+        })
+        .await?;
+        self.agree(app).await
+    }
+
+    /// What pods keep while they live: name, address, container and restarts.
+    async fn identities(&self, app: &str) -> Result<Vec<[String; 4]>> {
+        let pods = self.pods(app).await?;
+        let one = |pod: &Value| {
+            let status = container(pod, "main");
+            let restarts = status["restartCount"].to_string();
+            [name(pod), text(pod, "/status/podIP"), text(status, "/containerID"), restarts]
+        };
+        Ok(pods.iter().map(one).collect())
+    }
 }
 
 async fn nothing_runs_twice_while_copepod_dies(cluster: &Cluster) -> Result<()> {
+    let steady = replicated("Deployment", "steady", 4, template("steady", json!([sleeper("main")])));
+    cluster.kubectl.apply(&steady).await?;
+    cluster.kubectl.ok(&["rollout", "status", "deployment/steady", "--timeout=80s"]).await?;
+    let before = cluster.identities("steady").await?;
     let folder = cluster.fixture.work().join("ran");
     fs::create_dir_all(&folder)?;
     let line = "echo $JOB_COMPLETION_INDEX >> /ran/indexes; sleep 1";
@@ -74,7 +103,7 @@ async fn nothing_runs_twice_while_copepod_dies(cluster: &Cluster) -> Result<()> 
     let mut running = BTreeMap::<String, u32>::new();
     for member in &cluster.members {
         for container in member.node.cri.containers(None).await? {
-            if container.state() == cri_api::v1::ContainerState::ContainerRunning {
+            if container.state() == ContainerState::ContainerRunning {
                 *running
                     .entry(container.labels.get("io.kubernetes.pod.name").cloned().unwrap_or_default())
                     .or_default() += 1;
@@ -85,7 +114,9 @@ async fn nothing_runs_twice_while_copepod_dies(cluster: &Cluster) -> Result<()> 
         let count = running.get(&name(&pod)).copied().unwrap_or_default();
         ensure!(count == 1, "{} has {count} running containers", name(&pod));
     }
-    cluster.delete(&["job/once", "deployment/many"]).await?;
+    let after = cluster.identities("steady").await?;
+    ensure!(after == before, "what ran before has changed from {before:?} to {after:?}");
+    cluster.delete(&["job/once", "deployment/many", "deployment/steady"]).await?;
     cluster.agree("many").await
 }
 
@@ -105,12 +136,31 @@ async fn deletions_end_while_copepod_dies(cluster: &Cluster) -> Result<()> {
     for _ in 0..3 {
         cluster.crash_both(secs(1)).await?;
     }
-    cluster
-        .kubectl
-        .ok(&["wait", "--for=delete", "pods", "--selector", "app=stubborn", "--timeout=60s"])
-        .await?;
-    cluster.agree("stubborn").await?;
+    cluster.gone("stubborn").await?;
     wait::until_true("the processes to end", secs(10), || proc::with_args(": stubborn").is_empty()).await
+}
+
+/// Each round deletes at another moment of the pods' start, and kills the daemons at another moment of their end.
+async fn pods_deleted_while_they_start_leave_nothing(cluster: &Cluster) -> Result<()> {
+    let mut set = replicated("Deployment", "brief", 8, template("brief", json!([sleeper("main")])));
+    set["spec"]["template"]["spec"]["initContainers"] = json!([shell("init", "exit 0")]);
+    for round in 0..6 {
+        cluster.kubectl.apply(&set).await?;
+        tokio::time::sleep(Duration::from_millis(round * 170)).await;
+        cluster.kubectl.ok(&["delete", "deployment/brief", "--wait=false"]).await?;
+        cluster.crash_both(Duration::from_millis(round * 90)).await?;
+    }
+    cluster.gone("brief").await?;
+    wait::until("the nodes to give addresses back", secs(30), || async {
+        for member in &cluster.members {
+            let pods = member.node.cri.pods(None).await?;
+            let ready = pods.iter().filter(|pod| pod.state() == PodSandboxState::SandboxReady).count();
+            let leased = member.node.network.leased();
+            ensure!(leased.len() == ready, "{} leases {leased:?} to {ready} pods", member.name());
+        }
+        Ok(Some(()))
+    })
+    .await
 }
 
 async fn a_crash_loop_counts_on(cluster: &Cluster) -> Result<()> {
@@ -181,10 +231,20 @@ async fn pods_come_back_after_a_power_failure(cluster: &Cluster) -> Result<()> {
     agents["spec"]["volumes"] = json!([{"name": "kept", "configMap": {"name": "kept"}}]);
     agents["spec"]["initContainers"] = json!([shell("init", "sleep 0.5")]);
     let single = with_spec(pod("single", json!([sleeper("main")])), &on("node2"));
-    let items = json!([config, daemon_set("agent", agents), single]);
+    // Its first pod would never end.
+    let folder = cluster.fixture.work().join("interrupted");
+    fs::create_dir_all(&folder)?;
+    let ran = json!({"volumeMounts": [{"name": "ran", "mountPath": "/ran"}]});
+    let line = with(shell("main", "if mkdir /ran/first; then sleep 100000; fi"), &ran);
+    let mut interrupted = job("interrupted", json!([line]), json!({"backoffLimit": 2}));
+    interrupted["spec"]["template"]["spec"]["volumes"] =
+        json!([{"name": "ran", "hostPath": {"path": folder}}]);
+    interrupted["spec"]["template"]["spec"]["nodeSelector"] = on("node2")["nodeSelector"].take();
+    let items = json!([config, daemon_set("agent", agents), single, interrupted]);
     cluster.kubectl.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items})).await?;
     cluster.kubectl.ok(&["rollout", "status", "daemonset/agent", "--timeout=80s"]).await?;
     cluster.ready("single").await?;
+    wait::until_true("the job to run", secs(60), || folder.join("first").exists()).await?;
     let agents = cluster.pods("agent").await?;
     let agent =
         agents.iter().find(|pod| text(pod, "/spec/nodeName") == "node2").map(name).context("no agent")?;
@@ -204,8 +264,12 @@ async fn pods_come_back_after_a_power_failure(cluster: &Cluster) -> Result<()> {
         cluster.prints(&name, "hostname", &format!("{name}\n")).await?;
     }
     cluster.prints(&agent, "cat /kept/word", "kept").await?;
+    // The interrupted pod has failed, once, and another one has done the work.
+    cluster.kubectl.ok(&["wait", "--for=condition=complete", "job/interrupted", "--timeout=80s"]).await?;
+    let status = cluster.get(&["job", "interrupted"]).await?["status"].take();
+    ensure!(status["succeeded"] == 1 && status["failed"] == 1, "{status}");
     for app in ["agent", "single"] {
         cluster.agree(app).await?;
     }
-    cluster.delete(&["daemonset/agent", "pod/single", "configmap/kept"]).await
+    cluster.delete(&["daemonset/agent", "pod/single", "job/interrupted", "configmap/kept"]).await
 }

@@ -82,11 +82,14 @@ async fn start(bin: &Path, kubelet: &Path, programs: &Path) -> Result<Cluster> {
     fixture.registry.push("curl", "1", &Recipe::new(&layers, json!({"Cmd": ["/bin/sh"]})).build()).await?;
     let control_plane = ControlPlane::start(programs, fixture.work(), Extent::Whole);
     let control_plane = control_plane.await.context("start the control plane")?;
-    let first =
+    let (node1, kubelet1) =
         member(&fixture, kubelet, &control_plane, Machine::first()).await.context("the first node")?;
-    let second =
+    let (node2, kubelet2) =
         member(&fixture, kubelet, &control_plane, Machine::second()?).await.context("the second node")?;
     let kubectl = control_plane.kubectl.clone();
+    // Only now: each census has the processes and the cable of the other node.
+    let first = Member { before: Census::take(Some(&node1)), node: node1, kubelet: kubelet1 };
+    let second = Member { before: Census::take(Some(&node2)), node: node2, kubelet: kubelet2 };
     let cluster = Cluster { members: [first, second], control_plane, kubectl, fixture };
     for member in &cluster.members {
         cluster.route(member)?;
@@ -99,14 +102,13 @@ async fn member(
     kubelet: &Path,
     control_plane: &ControlPlane,
     machine: Machine,
-) -> Result<Member> {
+) -> Result<(Node, Kubelet)> {
     let config = control_plane.node(machine.name);
     let options = Options { without_cni: true, machine: Some(Arc::new(machine)), ..Options::default() };
     let node = Node::start(fixture, &options).await.context("start copepod")?;
     node.network.install_routed()?;
-    let before = Census::take(Some(&node));
     let kubelet = Kubelet::start(kubelet, &node, &[], Some(&config)).await.context("start kubelet")?;
-    Ok(Member { node, kubelet, before })
+    Ok((node, kubelet))
 }
 
 impl Member {

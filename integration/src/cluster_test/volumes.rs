@@ -50,7 +50,9 @@ async fn config_maps_and_secrets_are_updated(cluster: &Cluster) -> Result<()> {
     ]});
     cluster.kubectl.apply(&with_spec(pod("volumes", json!([container])), &volumes)).await?;
     cluster.ready("volumes").await?;
-    let show = "echo $COLOUR $(cat /settings/colour /once /password/word /all/colour /all/size /all/word /all/labels)";
+    let files = "/settings/colour /once /password/word /all/colour /all/size /all/word /all/labels";
+    let show = format!("echo $COLOUR $(for file in {files}; do cat $file; echo; done)");
+    let show = show.as_str();
     cluster.prints("volumes", show, "red red red open red big open app=\"volumes\"\n").await?;
     let modes = cluster
         .sh("volumes", "stat -L -c %a /password/word /settings/colour; : > /settings/new || echo refused")
