@@ -17,7 +17,7 @@ PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static
 # Those that making and running the guest needs beside them.
 VM_PACKAGES := debootstrap debian-archive-keyring e2fsprogs kmod qemu-system-x86 xz-utils zstd
 
-.PHONY: help deps vm-deps vm-image vm test-vm test-vm-smoke build daemon shim pause deb harness grpcio clientgo test unit model integration fuzz test-node kubelet test-kubectl cluster conformance critest bench run lint fmt deny doc clean
+.PHONY: help deps vm-deps vm-image vm test-vm test-vm-smoke build daemon shim pause deb harness grpcio clientgo test unit model integration fuzz test-node kubelet test-kubectl test-cluster cluster conformance critest bench run lint fmt deny doc clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -121,11 +121,14 @@ fuzz: ## Fuzz the streaming protocols and image documents (nightly compiler, car
 test-node: deps build harness kubelet ## Tests with the real kubelet, standalone, on copepod (root)
 	$(BIN)/integration node-test --bin-dir $(BIN) --kubelet $(KUBELET)
 
-cluster: ## Build etcd, kube-apiserver, metrics-server and kubectl 1.37 from their Go modules
+cluster: ## Build etcd, Kubernetes 1.37's control plane, metrics-server and kubectl from their Go modules
 	$(MAKE) --no-print-directory -C integration/cluster
 
 test-kubectl: deps build harness kubelet cluster ## kubectl through a control plane and the real kubelet on copepod (root); FILTER=substring
 	$(BIN)/integration kubectl-test --bin-dir $(BIN) --kubelet $(KUBELET) --cluster $(CLUSTER) $(if $(FILTER),--filter $(FILTER))
+
+test-cluster: deps build harness kubelet cluster ## Kubernetes' controllers and scheduler with two nodes of copepod (root); FILTER=substring
+	$(BIN)/integration cluster-test --bin-dir $(BIN) --kubelet $(KUBELET) --cluster $(CLUSTER) $(if $(FILTER),--filter $(FILTER))
 
 # The guest is kept by the hash of all that it is made from.
 VM_RELEASE ?= trixie

@@ -1,5 +1,6 @@
 // Command cluster is what a Kubernetes cluster consists of beside its nodes, in one program, chosen by the name that
-// it is called by: etcd, kube-apiserver, metrics-server and kubectl, as their own modules have them.
+// it is called by: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, metrics-server and kubectl, as their own
+// modules have them.
 package main
 
 import (
@@ -14,6 +15,8 @@ import (
 	kubectl "k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/util"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	manager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	metrics "sigs.k8s.io/metrics-server/cmd/metrics-server/app"
 )
 
@@ -23,6 +26,10 @@ func main() {
 		etcdmain.Main(os.Args)
 	case "kube-apiserver":
 		os.Exit(cli.Run(apiserver.NewAPIServerCommand()))
+	case "kube-controller-manager":
+		os.Exit(cli.Run(manager.NewControllerManagerCommand()))
+	case "kube-scheduler":
+		os.Exit(cli.Run(scheduler.NewSchedulerCommand()))
 	case "metrics-server":
 		os.Exit(cli.Run(metrics.NewMetricsServerCommand(genericapiserver.SetupSignalHandler())))
 	case "kubectl":
@@ -30,7 +37,7 @@ func main() {
 			util.CheckErr(err)
 		}
 	default:
-		fmt.Fprintf(os.Stderr, "%s: call it etcd, kube-apiserver, metrics-server or kubectl\n", name)
+		fmt.Fprintf(os.Stderr, "%s: call it etcd, kube-apiserver, kube-controller-manager, kube-scheduler, metrics-server or kubectl\n", name)
 		os.Exit(2)
 	}
 }

@@ -7,12 +7,13 @@ use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use crate::cgroup::{self, SHIMS};
-use crate::isolation::command;
+use crate::machine::Machine;
 use crate::node::{DEFAULT_PARENTS, Node};
 use crate::shapes::CGROUP_PARENT;
 use crate::{proc, wait};
@@ -29,15 +30,16 @@ const UNREADABLE: &str = "cannot be read";
 pub(crate) struct Census(BTreeMap<String, usize>);
 
 impl Census {
-    /// Takes a census. With a node, its files and leases are included.
+    /// Takes a census. With a node, its files and leases are included, and mounts, interfaces and firewall are its machine's.
     pub(crate) fn take(node: Option<&Node>) -> Self {
         let mut this = Self::default();
         this.processes();
-        this.mounts();
+        let machine = node.map_or_else(|| Arc::new(Machine::first()), |node| Arc::clone(&node.machine));
+        this.mounts(&machine);
         this.names("netns", Path::new("/run/netns"));
         this.cgroups();
-        this.firewall();
-        this.links();
+        this.firewall(&machine);
+        this.links(&machine);
         if let Some(node) = node.filter(|n| !n.is_foreign()) {
             this.tree("root", &node.paths.root, &node.paths.root);
             this.tree("run", &node.paths.run, &node.paths.run);
@@ -112,8 +114,8 @@ impl Census {
         }
     }
 
-    fn mounts(&mut self) {
-        let text = self.readable("mountinfo", fs::read_to_string("/proc/self/mountinfo"));
+    fn mounts(&mut self, machine: &Machine) {
+        let text = self.readable("mountinfo", fs::read_to_string(machine.mountinfo()));
         for line in text.lines() {
             let words: Vec<&str> = line.split(' ').collect();
             let dash = words.iter().position(|w| *w == "-").unwrap_or(words.len());
@@ -152,21 +154,21 @@ impl Census {
         }
     }
 
-    fn firewall(&mut self) {
+    fn firewall(&mut self, machine: &Machine) {
         let without_ipv6 = !Path::new("/proc/net/if_inet6").exists();
         for program in ["iptables-save", "ip6tables-save"] {
             if program == "ip6tables-save" && without_ipv6 {
                 continue;
             }
-            let text = self.readable(program, command(program, &["-t", "nat"]));
+            let text = self.readable(program, machine.run(program, &["-t", "nat"]));
             for line in text.lines().filter(|l| l.contains("CNI-") && !permanent(l)) {
                 self.add(program, line.split(" [").next().unwrap_or(line));
             }
         }
     }
 
-    fn links(&mut self) {
-        let text = self.readable("ip link", command("ip", &["-o", "link", "show", "type", "veth"]));
+    fn links(&mut self, machine: &Machine) {
+        let text = self.readable("ip link", machine.run("ip", &["-o", "link", "show", "type", "veth"]));
         for line in text.lines() {
             let name = line.split(": ").nth(1).unwrap_or(line);
             self.add("interface", name.split('@').next().unwrap_or(name));
@@ -277,7 +279,7 @@ mod tests {
     fn this_process_and_this_hosts_mounts_are_seen() {
         let mut found = Census::default();
         found.processes();
-        found.mounts();
+        found.mounts(&Machine::first());
         assert!(found.0.keys().any(|name| name.starts_with("mount: ")), "{found:?}");
         assert!(found.0.keys().all(|name| !name.starts_with(UNREADABLE)), "{found:?}");
     }

@@ -42,9 +42,18 @@ impl Network {
 
     /// Writes the bridge network's conflist.
     pub(crate) fn install(&self) -> Result<()> {
+        self.bridge(true)
+    }
+
+    /// Like [`Self::install`], for a network whose addresses are routed everywhere: pods keep theirs when they leave the node.
+    pub(crate) fn install_routed(&self) -> Result<()> {
+        self.bridge(false)
+    }
+
+    fn bridge(&self, masquerade: bool) -> Result<()> {
         let plugins = json!([
             {
-                "type": "bridge", "bridge": self.bridge, "isGateway": true, "ipMasq": true, "hairpinMode": true,
+                "type": "bridge", "bridge": self.bridge, "isGateway": true, "ipMasq": masquerade, "hairpinMode": true,
                 "ipam": {"type": "host-local", "dataDir": self.leases, "ranges": [[{"subnet": format!("{}.0/24", self.prefix)}]],
                          "routes": [{"dst": "0.0.0.0/0"}]},
             },

@@ -73,9 +73,10 @@ pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, level: &str, ex
     )
 }
 
-/// Makes the HTTP registry the mirror and the server of a registry's name.
-pub(crate) fn mirror(certs: &Path, host: &str, registry: &Registry) -> Result<()> {
-    let plain = format!("http://127.0.0.1:{}", registry.port);
+/// Makes the HTTP registry the mirror and the server of a registry's name; `at` is the
+/// address at which the node reaches it.
+pub(crate) fn mirror(certs: &Path, host: &str, registry: &Registry, at: &str) -> Result<()> {
+    let plain = format!("http://{at}:{}", registry.port);
     let text = format!("server = \"{plain}\"\n[host.\"{plain}\"]\ncapabilities = [\"pull\", \"resolve\"]\n");
     fs::create_dir_all(certs.join(host))?;
     fs::write(certs.join(host).join("hosts.toml"), text)?;
@@ -84,10 +85,10 @@ pub(crate) fn mirror(certs: &Path, host: &str, registry: &Registry) -> Result<()
 
 /// Writes `certs.d`: the HTTP registry at its address and as a mirror of `registry.test` and `other.test`, the TLS
 /// registry as a mirror of `tls.test`, `fallback.test`, whose mirror does not respond but whose server is the HTTP
-/// registry, and `absent.test`, whose server does not respond.
-pub(crate) fn hosts(certs: &Path, registry: &Registry) -> Result<()> {
-    let plain = format!("http://127.0.0.1:{}", registry.port);
-    let tls = format!("https://127.0.0.1:{}", registry.tls_port);
+/// registry, and `absent.test`, whose server does not respond. `at` is the address at which the node reaches the registries.
+pub(crate) fn hosts(certs: &Path, registry: &Registry, at: &str) -> Result<()> {
+    let plain = format!("http://{at}:{}", registry.port);
+    let tls = format!("https://{at}:{}", registry.tls_port);
     let pull = "capabilities = [\"pull\", \"resolve\"]";
     let write = |host: &str, text: String| -> Result<()> {
         fs::create_dir_all(certs.join(host))?;
@@ -95,8 +96,8 @@ pub(crate) fn hosts(certs: &Path, registry: &Registry) -> Result<()> {
         Ok(())
     };
     write(&format!("127.0.0.1:{}", registry.port), format!("server = \"{plain}\"\n"))?;
-    mirror(certs, "registry.test", registry)?;
-    mirror(certs, "other.test", registry)?;
+    mirror(certs, "registry.test", registry, at)?;
+    mirror(certs, "other.test", registry, at)?;
     write(
         "tls.test",
         format!("server = \"{tls}\"\n[host.\"{tls}\"]\n{pull}\nca = \"{}\"\n", registry.ca().display()),

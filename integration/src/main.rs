@@ -1,6 +1,6 @@
 //! Black-box tests of copepod: they start the built binaries, call CRI, and check the results from outside.
 //! `integration test` runs the tests, `node-test` runs the real kubelet on copepod, `kubectl-test` kubectl in a cluster of
-//! one such node, `conformance` runs critest, `demo` is `make run`, and `bench` measures; `vm` runs any of them in a
+//! one such node, `cluster-test` a whole control plane with two of them, `conformance` runs critest, `demo` is `make run`, and `bench` measures; `vm` runs any of them in a
 //! Debian guest. All but `vm` and `package-test`, which installs the Debian package on the machine itself, run in private
 //! namespaces ([`isolation`]), so that neither a failed test nor an interrupted run leaves a process, mount, interface or
 //! firewall rule behind.
@@ -9,6 +9,7 @@ mod bench;
 mod census;
 mod cgroup;
 mod clientgo;
+mod cluster_test;
 mod cni;
 mod compare;
 mod config;
@@ -29,6 +30,7 @@ mod images;
 mod isolation;
 mod kubectl_test;
 mod logfile;
+mod machine;
 mod metrics;
 mod node;
 mod node_test;
@@ -111,6 +113,21 @@ enum Command {
         #[arg(long)]
         cluster: PathBuf,
         /// Run only checks whose name contains this, and the first ones, which start the pods.
+        #[arg(long)]
+        filter: Option<String>,
+    },
+    /// Run the controllers and the scheduler of Kubernetes with two nodes of copepod.
+    ClusterTest {
+        /// Directory with copepod, copepod-shim and pause.
+        #[arg(long)]
+        bin_dir: PathBuf,
+        /// The kubelet binary (`make kubelet`).
+        #[arg(long)]
+        kubelet: PathBuf,
+        /// Directory with the control plane's programs and kubectl (`make cluster`).
+        #[arg(long)]
+        cluster: PathBuf,
+        /// Run only checks whose name contains this.
         #[arg(long)]
         filter: Option<String>,
     },
@@ -253,6 +270,9 @@ fn run_tests(command: Command) -> Result<bool> {
             }
             Command::KubectlTest { bin_dir, kubelet, cluster, filter } => {
                 kubectl_test::run(&bin_dir, &kubelet, &cluster, filter.as_deref()).await
+            }
+            Command::ClusterTest { bin_dir, kubelet, cluster, filter } => {
+                cluster_test::run(&bin_dir, &kubelet, &cluster, filter.as_deref()).await
             }
             Command::Bench { bin_dir, endpoint, beside, filter } => {
                 bench::run(&bin_dir, &beside, &endpoint, filter.as_deref()).await

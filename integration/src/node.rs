@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -16,6 +16,7 @@ use crate::config::{self, Paths};
 use crate::cri::Cri;
 use crate::expect::ensure;
 use crate::fixture::Fixture;
+use crate::machine::Machine;
 use crate::shapes::unique;
 use crate::{proc, wait};
 
@@ -33,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) log_calls: bool,
     /// Folder of another build's programs; the fixture's if `None`.
     pub(crate) bin: Option<PathBuf>,
+    /// Where it runs; on the first machine if `None`.
+    pub(crate) machine: Option<Arc<Machine>>,
 }
 
 /// Another runtime, used to validate the tests themselves.
@@ -53,6 +56,8 @@ pub(crate) struct Node {
     pub(crate) network: Network,
     /// Client of its socket.
     pub(crate) cri: Cri,
+    /// Where it runs.
+    pub(crate) machine: Arc<Machine>,
     bin: PathBuf,
     daemon: Mutex<Option<Child>>,
     /// Another runtime, whose processes are not ours.
@@ -74,14 +79,16 @@ impl Node {
         if !options.without_cni {
             network.install()?;
         }
-        config::hosts(&paths.certs, &fixture.registry)?;
+        let machine = options.machine.clone().unwrap_or_else(|| Arc::new(Machine::first()));
+        config::hosts(&paths.certs, &fixture.registry, machine.neighbour)?;
         let bin = options.bin.as_ref().unwrap_or(&fixture.bin);
         let level = if options.log_calls { "debug" } else { "info" };
-        fs::write(&paths.config, config::text(&paths, bin, &network, level, &options.extra))?;
+        let text = config::text(&paths, bin, &network, level, &options.extra);
+        fs::write(&paths.config, format!("{}{text}", machine.configuration()))?;
         let cri = Cri::connect(&paths.socket)?;
         let (bin, daemon, wiped) = (bin.join("copepod"), Mutex::new(None), AtomicBool::new(false));
         LIVING.fetch_add(1, Ordering::Relaxed);
-        let node = Self { paths, network, cri, bin, daemon, foreign: false, wiped };
+        let node = Self { paths, network, cri, machine, bin, daemon, foreign: false, wiped };
         node.launch().await?;
         Ok(node)
     }
@@ -92,13 +99,14 @@ impl Node {
         let mut paths = Paths::new(&dir)?;
         let socket = peer.socket.clone();
         if let Some(certs) = &peer.certs {
-            config::hosts(certs, &fixture.registry)?;
+            config::hosts(certs, &fixture.registry, "127.0.0.1")?;
         }
         let cri = Cri::connect(&socket)?;
         paths.socket = socket;
         let network = Network::new(&dir, unique())?;
         let (bin, daemon, wiped) = (PathBuf::new(), Mutex::new(None), AtomicBool::new(false));
-        Ok(Self { paths, network, cri, bin, daemon, foreign: true, wiped })
+        let machine = Arc::new(Machine::first());
+        Ok(Self { paths, network, cri, machine, bin, daemon, foreign: true, wiped })
     }
 
     /// Whether it is another runtime, given by `--endpoint`.
@@ -109,7 +117,7 @@ impl Node {
     /// Starts the daemon if none is running, and waits until it responds.
     pub(crate) async fn launch(&self) -> Result<()> {
         let (program, args) = self.program();
-        let mut command = Command::new(program);
+        let mut command = self.machine.command(program);
         command.args(args);
         self.launch_by(command).await
     }
@@ -129,7 +137,7 @@ impl Node {
     /// Like [`Self::launch`], with another standard error.
     pub(crate) async fn launch_with_stderr(&self, stderr: Stdio) -> Result<()> {
         let (program, args) = self.program();
-        let mut command = Command::new(program);
+        let mut command = self.machine.command(program);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         self.spawn(command).await
     }
@@ -273,7 +281,7 @@ impl Node {
 
     /// Removes the bridge and the folders of a stopped node.
     pub(crate) fn wipe(&self) {
-        drop(crate::isolation::command("ip", &["link", "del", &self.network.bridge]));
+        drop(self.machine.run("ip", &["link", "del", &self.network.bridge]));
         drop(fs::remove_dir_all(&self.paths.run));
         drop(fs::remove_dir_all(&self.paths.dir));
         self.wiped.store(true, Ordering::Relaxed);

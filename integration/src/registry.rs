@@ -1,4 +1,4 @@
-//! Debian's docker-registry, twice with one storage folder: plain HTTP on 127.0.0.1, and TLS with a
+//! Debian's docker-registry, twice with one storage folder: plain HTTP, and TLS with a
 //! certificate of a CA made by openssl. Images are pushed to the plain one.
 
 use std::fs;
@@ -185,7 +185,7 @@ fn config(dir: &Path, port: u16, tls: Option<(&Path, &Path)>) -> String {
         format!("  tls:\n    certificate: {}\n    key: {}\n", c.display(), k.display())
     });
     format!(
-        "version: 0.1\nlog:\n  accesslog:\n    disabled: false\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n{tls}",
+        "version: 0.1\nlog:\n  accesslog:\n    disabled: false\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: :{port}\n{tls}",
         dir.join("data").display()
     )
 }

@@ -31,7 +31,7 @@ struct Entry {
 
 /// Makes the fixture's registry a mirror of critest's registries.
 pub(super) fn mirrors(certs: &Path, fixture: &Fixture) -> Result<()> {
-    HOSTS.iter().try_for_each(|host| config::mirror(certs, host, &fixture.registry))
+    HOSTS.iter().try_for_each(|host| config::mirror(certs, host, &fixture.registry, "127.0.0.1"))
 }
 
 /// Builds and pushes all images; the number of names.

@@ -1,5 +1,5 @@
-//! etcd, kube-apiserver and metrics-server, with kubeconfigs for an administrator and a node. Nothing schedules: pods name their
-//! node. Nothing makes service accounts: pods have none.
+//! etcd, kube-apiserver and metrics-server, with kubeconfigs for an administrator and the nodes; and, if wanted, the scheduler and the
+//! controller manager. Without these nothing schedules: pods name their node; and nothing makes service accounts: pods have none.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,39 +13,65 @@ use crate::isolation::{NODE_IP, command};
 use crate::registry::free_port;
 use crate::wait::{self, secs};
 
-/// Tokens of the API server: of whom, and of which group.
-const TOKENS: &str =
-    "admin-token,admin,admin,system:masters\nnode-token,system:node:node1,node1,system:nodes\n";
+/// The users of the API server: the name of the kubeconfig, which is the token too, the user's name, and its group. What a user may do is what Kubernetes' own roles say.
+const USERS: [[&str; 3]; 5] = [
+    ["admin", "admin", "system:masters"],
+    ["node1", "system:node:node1", "system:nodes"],
+    ["node2", "system:node:node2", "system:nodes"],
+    ["scheduler", "system:kube-scheduler", "system:authenticated"],
+    ["manager", "system:kube-controller-manager", "system:authenticated"],
+];
+
+/// The programs of a control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// etcd and the API server, on the loopback address.
+    Api,
+    /// With the scheduler and the controller manager, and service accounts; other machines reach the API server.
+    Whole,
+}
 
 /// A control plane. Its processes are killed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct ControlPlane {
     programs: PathBuf,
     dir: PathBuf,
-    /// kubelet's kubeconfig.
-    pub(crate) node: PathBuf,
+    /// The API server's port.
+    pub(crate) port: u16,
     /// kubectl as administrator.
     pub(crate) kubectl: Kubectl,
     running: Vec<(&'static str, Child)>,
 }
 
 impl ControlPlane {
-    /// Starts etcd and kube-apiserver of this folder; returns when the API server is ready.
-    pub(crate) async fn start(programs: &Path, dir: &Path) -> Result<Self> {
+    /// Starts the programs of this folder; returns when the API server is ready.
+    #[expect(clippy::too_many_lines, reason = "the arguments of etcd and of the API server")]
+    pub(crate) async fn start(programs: &Path, dir: &Path, extent: Extent) -> Result<Self> {
         let programs = fs::canonicalize(programs)
             .with_context(|| format!("{} (build it with `make cluster`)", programs.display()))?;
         let dir = dir.join("control-plane");
         fs::create_dir_all(&dir)?;
         let place = dir.clone();
         let file = |name: &str| place.join(name).display().to_string();
-        fs::write(file("tokens"), TOKENS)?;
+        let tokens: String =
+            USERS.iter().map(|[name, user, group]| format!("{name},{user},{name},{group}\n")).collect();
+        fs::write(file("tokens"), tokens)?;
         command("openssl", &["genrsa", "-out", &file("key"), "2048"])?;
-        let server = format!("https://127.0.0.1:{}", free_port()?);
-        let (node, admin) = (dir.join("node.json"), dir.join("admin.json"));
-        fs::write(&node, kubeconfig(&server, "node-token").to_string())?;
-        fs::write(&admin, kubeconfig(&server, "admin-token").to_string())?;
-        let kubectl = Kubectl::new(programs.join("kubectl"), admin, dir.clone());
-        let mut this = Self { programs, dir, node, kubectl, running: Vec::new() };
+        let (host, own) = match extent {
+            Extent::Api => {
+                ("127.0.0.1", "--bind-address 127.0.0.1 --disable-admission-plugins ServiceAccount")
+            }
+            Extent::Whole => (
+                NODE_IP,
+                "--bind-address 0.0.0.0 --advertise-address 192.0.2.10 --enable-admission-plugins NodeRestriction",
+            ),
+        };
+        let port = free_port()?;
+        for [name, ..] in USERS {
+            fs::write(file(&format!("{name}.json")), kubeconfig(&format!("https://{host}:{port}"), name))?;
+        }
+        let kubectl = Kubectl::new(programs.join("kubectl"), dir.join("admin.json"), dir.clone());
+        let mut this = Self { programs, dir, port, kubectl, running: Vec::new() };
         let (etcd, peers) =
             (format!("http://127.0.0.1:{}", free_port()?), format!("http://127.0.0.1:{}", free_port()?));
         let (data, key, tokens) = (file("etcd"), file("key"), file("tokens"));
@@ -56,14 +82,14 @@ impl ControlPlane {
                  --listen-peer-urls {peers}"
             ),
         )?;
-        let (port, certificates) = (server.rsplit(':').next().unwrap_or_default(), file("certificates"));
+        let certificates = file("certificates");
         this.launch(
             "kube-apiserver",
             &format!(
                 "--etcd-servers {etcd} --token-auth-file {tokens} --service-account-key-file {key} \
                  --service-account-signing-key-file {key} --service-account-issuer https://kubernetes.default.svc \
                  --service-cluster-ip-range 10.96.0.0/24 --authorization-mode Node,RBAC --allow-privileged \
-                 --disable-admission-plugins ServiceAccount --bind-address 127.0.0.1 --secure-port {port} \
+                 {own} --secure-port {port} \
                  --cert-dir {certificates} --kubelet-preferred-address-types InternalIP --enable-aggregator-routing"
             ),
         )?;
@@ -72,7 +98,35 @@ impl ControlPlane {
             this.kubectl.quiet(&["get", "--raw", "/readyz"]).await.map(Some)
         })
         .await?;
+        if extent == Extent::Whole {
+            this.start_controllers()?;
+        }
         Ok(this)
+    }
+
+    /// The kubeconfig of a node, by its name.
+    pub(crate) fn node(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.json"))
+    }
+
+    /// Starts the scheduler and the controller manager. Each of its controllers is a service account of its own.
+    fn start_controllers(&mut self) -> Result<()> {
+        let dir = self.dir.display().to_string();
+        let common = |user: &str, port: u16| {
+            let file = format!("{dir}/{user}.json");
+            format!(
+                "--kubeconfig {file} --authentication-kubeconfig {file} --authorization-kubeconfig {file} \
+                 --leader-elect=false --bind-address 127.0.0.1 --secure-port {port}"
+            )
+        };
+        self.launch("kube-scheduler", &common("scheduler", free_port()?))?;
+        // The API server's certificate is followed by that of the CA that has signed it.
+        let arguments = format!(
+            "{} --kube-api-qps 200 --kube-api-burst 200 --use-service-account-credentials --service-account-private-key-file {dir}/key \
+             --root-ca-file {dir}/certificates/apiserver.crt",
+            common("manager", free_port()?)
+        );
+        self.launch("kube-controller-manager", &arguments)
     }
 
     /// Starts metrics-server as a process of the node, and registers it.
@@ -113,7 +167,7 @@ impl ControlPlane {
     }
 
     /// All processes run.
-    fn alive(&self) -> Result<()> {
+    pub(crate) fn alive(&self) -> Result<()> {
         for (name, child) in &self.running {
             if !crate::proc::alive(child.id()) {
                 bail!("{name} has ended: {}", self.last(name));
@@ -165,11 +219,12 @@ fn metrics_objects(port: u16) -> Value {
     ]})
 }
 
-fn kubeconfig(server: &str, token: &str) -> Value {
-    json!({
+fn kubeconfig(server: &str, token: &str) -> String {
+    let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "test",
         "clusters": [{"name": "test", "cluster": {"server": server, "insecure-skip-tls-verify": true}}],
         "users": [{"name": "test", "user": {"token": token}}],
         "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "default"}}],
-    })
+    });
+    config.to_string()
 }

@@ -2,8 +2,8 @@
 //! and each step checks output and exit code.
 
 mod checks;
-mod control_plane;
-mod kubectl;
+pub(crate) mod control_plane;
+pub(crate) mod kubectl;
 mod resize;
 mod sessions;
 
@@ -18,7 +18,7 @@ use crate::fixture::Fixture;
 use crate::node::{Node, Options};
 use crate::node_test::kubelet::Kubelet;
 use crate::node_test::{Check, judge, selected};
-use control_plane::ControlPlane;
+use control_plane::{ControlPlane, Extent};
 use kubectl::Kubectl;
 
 /// A cluster of one node.
@@ -44,10 +44,12 @@ pub(crate) async fn run(bin: &Path, kubelet: &Path, programs: &Path, filter: Opt
     let world = Census::take(None);
     let fixture = Fixture::new(bin).await.context("prepare the fixtures")?;
     let node = Node::start(&fixture, &Options::default()).await.context("start copepod")?;
-    let control_plane =
-        ControlPlane::start(programs, &node.paths.dir).await.context("start the control plane")?;
-    let kubelet =
-        Kubelet::start(kubelet, &node, &[], Some(&control_plane.node)).await.context("start kubelet")?;
+    let control_plane = ControlPlane::start(programs, &node.paths.dir, Extent::Api)
+        .await
+        .context("start the control plane")?;
+    let kubelet = Kubelet::start(kubelet, &node, &[], Some(&control_plane.node("node1")))
+        .await
+        .context("start kubelet")?;
     println!("the cluster runs after {:.1} s", begun.elapsed().as_secs_f32());
     let kubectl = control_plane.kubectl.clone();
     let cluster = Cluster { node, kubelet, control_plane: Mutex::new(control_plane), kubectl, fixture };

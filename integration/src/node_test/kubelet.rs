@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -13,7 +13,8 @@ use serde_json::{Map, Value, json};
 use super::Rig;
 use crate::expect::ensure;
 use crate::http::Http;
-use crate::isolation::{self, command};
+use crate::isolation::command;
+use crate::machine::Machine;
 use crate::node::Node;
 use crate::registry::free_port;
 use crate::{cgroup, proc, wait};
@@ -27,14 +28,15 @@ pub(crate) struct Kubelet {
     pub(crate) manifests: PathBuf,
     /// The folder of pods' logs.
     pub(crate) logs: PathBuf,
+    machine: Arc<Machine>,
+    /// The address at which it listens.
+    address: &'static str,
     read_only: u16,
     secure: u16,
     http: Http,
     child: Mutex<Option<Child>>,
     /// The kubeconfig, if it is in a cluster.
     cluster: Option<PathBuf>,
-    /// Kernel settings that kubelet changes, with the host's values.
-    settings: Vec<(&'static str, String)>,
     /// The folders of [`COVERED`] that did not exist on the host.
     made: Vec<&'static str>,
 }
@@ -44,8 +46,12 @@ pub(crate) struct Kubelet {
 /// kubelet finds nothing of an earlier run.
 const COVERED: [&str; 2] = ["/var/lib/kubelet", "/var/log/containers"];
 
-/// Kernel settings that kubelet changes; they belong to no namespace.
-const SETTINGS: [&str; 6] = [
+/// Kernel settings that kubelet changes, with the host's values; they belong to no namespace.
+static SETTINGS: LazyLock<Vec<(&str, String)>> = LazyLock::new(|| {
+    CHANGED.iter().filter_map(|file| Some((*file, fs::read_to_string(file).ok()?))).collect()
+});
+
+const CHANGED: [&str; 6] = [
     "/proc/sys/vm/overcommit_memory",
     "/proc/sys/vm/panic_on_oom",
     "/proc/sys/kernel/panic",
@@ -69,18 +75,20 @@ impl Kubelet {
         let made = COVERED.into_iter().filter(|place| !Path::new(place).exists()).collect();
         for place in COVERED {
             fs::create_dir_all(place)?;
-            command("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", place])?;
         }
+        LazyLock::force(&SETTINGS);
+        let machine = Arc::clone(&node.machine);
         let this = Self {
             binary,
             manifests: dir.join("manifests"),
             logs: dir.join("pod-logs"),
+            address: if cluster.is_some() { machine.address } else { "127.0.0.1" },
+            machine,
             read_only: free_port()?,
             secure: free_port()?,
             http: Http::new(),
             child: Mutex::new(None),
             cluster: cluster.map(Path::to_owned),
-            settings: SETTINGS.iter().filter_map(|f| Some((*f, fs::read_to_string(f).ok()?))).collect(),
             made,
             dir,
         };
@@ -88,15 +96,24 @@ impl Kubelet {
             fs::create_dir_all(made)?;
         }
         fs::write(this.dir.join("config.json"), this.config(node, gates)?.to_string())?;
+        this.cover()?;
         this.launch().await?;
         Ok(this)
+    }
+
+    /// Mounts what hides the host's folders; after a reboot of the machine, it must be done again.
+    pub(crate) fn cover(&self) -> Result<()> {
+        for place in COVERED {
+            self.machine.run("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", place])?;
+        }
+        Ok(())
     }
 
     fn config(&self, node: &Node, gates: &[&str]) -> Result<Value> {
         let gates: Map<String, Value> = gates.iter().map(|gate| ((*gate).to_owned(), json!(true))).collect();
         let mut config = json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
-            "failCgroupV1": false, "failSwapOn": false, "cgroupDriver": "cgroupfs",
+            "failCgroupV1": false, "failSwapOn": false, "cgroupDriver": "cgroupfs", "cgroupRoot": self.machine.cgroup_root,
             "containerRuntimeEndpoint": format!("unix://{}", node.paths.socket.display()),
             "staticPodPath": self.manifests, "podLogsDir": self.logs, "fileCheckFrequency": "1s", "syncFrequency": "2s",
             // The fill level of the host's disk must not matter: no image is collected and no pod evicted.
@@ -105,7 +122,7 @@ impl Kubelet {
             "resolvConf": "/etc/resolv.conf", "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
             "authorization": {"mode": "AlwaysAllow"}, "enableServer": true,
             // The API server connects to the node's address.
-            "address": if self.cluster.is_some() { "0.0.0.0" } else { "127.0.0.1" }, "port": self.secure,
+            "address": self.address, "port": self.secure,
             "readOnlyPort": self.read_only, "healthzPort": free_port()?, "containerLogMaxSize": "20Ki", "containerLogMaxFiles": 20,
             "containerLogMonitorInterval": "3s", "runtimeRequestTimeout": "30s", "serializeImagePulls": false, "maxPods": 100,
             "clusterDNS": ["10.96.0.10"], "clusterDomain": "cluster.local",
@@ -123,12 +140,14 @@ impl Kubelet {
     /// Like [`Self::launch`], with more flags.
     pub(crate) async fn launch_with(&self, flags: &[&str]) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file())?;
-        let child = Command::new(&self.binary)
+        let child = self
+            .machine
+            .command(&self.binary)
             .arg("--config")
             .arg(self.dir.join("config.json"))
             .arg("--root-dir")
             .arg(self.dir.join("root"))
-            .args(["--hostname-override", "node1", "--node-ip", isolation::NODE_IP, "--v", "2"])
+            .args(["--hostname-override", self.machine.name, "--node-ip", self.machine.address, "--v", "2"])
             .args(flags)
             .args(self.cluster.iter().flat_map(|file| [Path::new("--kubeconfig"), file.as_path()]))
             .stdin(Stdio::null())
@@ -210,7 +229,7 @@ impl Kubelet {
 
     /// Its PodList.
     pub(crate) async fn pods(&self) -> Result<Value> {
-        let text = self.http.get(&format!("http://127.0.0.1:{}/pods", self.read_only)).await?;
+        let text = self.http.get(&format!("http://{}:{}/pods", self.address, self.read_only)).await?;
         Ok(serde_json::from_str(&text)?)
     }
 
@@ -247,7 +266,7 @@ impl Kubelet {
 
     /// What kubelet's TLS port answers. Its certificate is self-signed.
     fn get(&self, path: &str) -> Result<String> {
-        let url = format!("https://127.0.0.1:{}/{path}", self.secure);
+        let url = format!("https://{}:{}/{path}", self.address, self.secure);
         command("curl", &["-sS", "--insecure", "--fail-with-body", "--max-time", "20", &url])
     }
 
@@ -286,11 +305,11 @@ impl Kubelet {
     /// Removes what kubelet leaves by design: mounts in its root folder, kubepods cgroups, changed kernel
     /// settings and the tmpfs mounts over its folders. Nothing else.
     pub(crate) fn clean_up(&self) {
-        for (file, value) in &self.settings {
+        for (file, value) in SETTINGS.iter() {
             drop(fs::write(file, value));
         }
         let root = self.dir.display().to_string();
-        let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let text = fs::read_to_string(self.machine.mountinfo()).unwrap_or_default();
         let mut places: Vec<&str> = text
             .lines()
             .filter_map(|l| l.split(' ').nth(4))
@@ -298,12 +317,12 @@ impl Kubelet {
             .collect();
         places.sort_by_key(|p| std::cmp::Reverse(p.len()));
         for place in places {
-            drop(command("umount", &["--lazy", place]));
+            drop(self.machine.run("umount", &["--lazy", place]));
         }
         for place in &self.made {
             drop(fs::remove_dir(place));
         }
-        cgroup::destroy("/kubepods");
+        cgroup::destroy(&format!("{}/kubepods", self.machine.cgroup_root.trim_end_matches('/')));
     }
 }
 

@@ -70,7 +70,7 @@ impl Pods {
 
     /// Mirrors of the registry and the pod network; a purge deletes the first.
     async fn configure(&self) -> Result<()> {
-        config::hosts(Path::new("/etc/copepod/certs.d"), &self.registry)?;
+        config::hosts(Path::new("/etc/copepod/certs.d"), &self.registry, "127.0.0.1")?;
         let network = Network { conf_dir: "/etc/cni/net.d".into(), ..Network::new(self.work.path(), 7)? };
         std::fs::create_dir_all(&network.conf_dir)?;
         let plugins = json!([{
