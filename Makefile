@@ -17,7 +17,7 @@ PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static
 # Those that making and running the guest needs beside them.
 VM_PACKAGES := debootstrap debian-archive-keyring e2fsprogs kmod qemu-system-x86 xz-utils zstd
 
-.PHONY: help deps vm-deps vm-image vm test-vm test-vm-smoke build daemon shim pause deb harness grpcio clientgo test unit model integration fuzz test-node kubelet test-kubectl test-cluster cluster conformance critest bench run lint fmt deny doc clean
+.PHONY: help deps vm-deps vm-image vm test-vm test-vm-smoke test-vm-conformance test-vm-selinux test-vm-node test-vm-guide test-vm-package build daemon shim pause deb harness grpcio clientgo test unit model integration fuzz test-node kubelet test-kubectl test-cluster cluster conformance critest plugins bench run lint fmt deny doc clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -166,6 +166,13 @@ CRITEST ?= $(shell command -v critest)
 
 conformance: critest deps build harness ## critest of cri-tools with SPDY and WebSocket, compared with integration/conformance/expected.txt (root); CRITEST=path SEED=number
 	$(BIN)/integration conformance --bin-dir $(BIN) --critest $(CRITEST) --reports $(TARGET)/conformance $(if $(SEED),--seed $(SEED))
+
+test-vm-conformance: critest build harness vm-image ## critest in a guest, where AppArmor is on (root); CRITEST=path SEED=number VM_DRIVER
+	$(VM_RUN) --files $(CRITEST) --env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --limit $(VM_LIMIT) --silence $(VM_SILENCE) --run ' \
+		for driver in $(VM_DRIVER); do \
+			echo "== cgroup driver $$driver"; \
+			COPEPOD_TEST_CGROUP_DRIVER=$$driver bin/integration conformance --bin-dir bin --critest ./critest --reports /var/tmp/$$driver $(if $(SEED),--seed $(SEED)) || exit; \
+		done'
 
 critest:
 	@[ -x "$(CRITEST)" ] || { \

@@ -224,9 +224,10 @@ impl Cri {
         call!(self.runtime, exec_sync, request)
     }
 
-    /// ExecSync with a time-out of 30 s and output as text; fails if the call fails, not if the command does.
+    /// ExecSync with a time-out of 30 s on a real machine, and output as text; fails if the call fails, not if the command does.
     pub(crate) async fn exec(&self, id: &str, cmd: &[&str]) -> Result<Output> {
-        let r = self.exec_sync(id, cmd, 30).await.with_context(|| format!("exec {cmd:?}"))?;
+        let limit = i64::try_from(crate::wait::longer(crate::wait::secs(30)).as_secs())?;
+        let r = self.exec_sync(id, cmd, limit).await.with_context(|| format!("exec {cmd:?}"))?;
         Ok(Output {
             stdout: String::from_utf8_lossy(&r.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&r.stderr).into_owned(),

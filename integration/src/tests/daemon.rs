@@ -46,7 +46,13 @@ async fn still_serves(cx: &Context, pid: u32) -> Result<()> {
 async fn invalid_cgroup_parent_fails_one_pod(cx: Context) -> Result<()> {
     let pid = cx.node.pid()?;
     let long = format!("/{}", "k".repeat(300));
-    for parent in ["/tasks", "/cpu.shares/x", "/cgroup.procs", long.as_str(), "/a\nb"] {
+    // Files in the root of the hierarchies: what has another name is a cgroup that can be made.
+    let files = if cgroup::is_v2() {
+        ["/cgroup.threads", "/cpu.stat/x", "/cgroup.procs"]
+    } else {
+        ["/tasks", "/cpu.shares/x", "/cgroup.procs"]
+    };
+    for parent in files.into_iter().chain([long.as_str(), "/a\nb"]) {
         let mut config = cx.pod_config();
         parent.clone_into(&mut config.linux.get_or_insert_default().cgroup_parent);
         let refused = wait::timeout(secs(20), cx.cri.run_pod(&config)).await;

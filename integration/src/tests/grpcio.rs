@@ -18,6 +18,11 @@ pub(super) fn tests() -> Vec<Test> {
 }
 
 async fn pythons_client_is_served(cx: Context) -> Result<()> {
+    // The job of `integration vm` has this variable.
+    if std::env::var_os("VM_BOOT").is_some() {
+        println!("      {}: left out in the guest: this Python is the build machine's", cx.name);
+        return Ok(());
+    }
     let python = cx.fixture.bin.join("grpcio/bin/python");
     ensure!(python.exists(), "{} is missing: run `make grpcio`", python.display());
     let pod = cx.pod().await?;
