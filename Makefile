@@ -17,7 +17,7 @@ PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static
 # Those that making and running the guest needs beside them.
 VM_PACKAGES := debootstrap debian-archive-keyring e2fsprogs kmod qemu-system-x86 xz-utils zstd
 
-.PHONY: help deps vm-deps vm-image vm test-vm test-vm-smoke build daemon shim pause deb harness grpcio clientgo test unit model integration fuzz test-node kubelet test-kubectl cluster conformance critest bench run lint fmt deny doc clean
+.PHONY: help deps vm-deps vm-image vm test-vm test-vm-smoke test-vm-selinux build daemon shim pause deb harness grpcio clientgo test unit model integration fuzz test-node kubelet test-kubectl cluster conformance critest bench run lint fmt deny doc clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -126,7 +126,10 @@ test-kubectl: deps build harness kubelet cluster ## kubectl through a control pl
 
 # The guest is kept by the hash of all that it is made from.
 VM_RELEASE ?= trixie
-VM_IMAGE = $(TARGET)/vm/$(VM_RELEASE)-$(shell cat integration/vm/packages integration/vm/*.sh integration/vm/guest/* | sha256sum | cut -c1-12)
+# With the policy `selinux` it is another guest, which enforces Debian's SELinux policy.
+VM_POLICY ?=
+VM_NAME = $(VM_RELEASE)$(VM_POLICY)
+VM_IMAGE = $(TARGET)/vm/$(VM_NAME)-$(shell cat integration/vm/packages $(if $(VM_POLICY),integration/vm/packages.$(VM_POLICY)) integration/vm/*.sh integration/vm/guest/* | sha256sum | cut -c1-12)
 # The drivers of cgroups that the tests run with in the guest, one after the other: cgroupfs, systemd.
 VM_DRIVER ?= cgroupfs systemd
 # By how much the time limits of tests are longer in the guest, which is emulated; seconds for a run.
@@ -137,7 +140,7 @@ VM_SILENCE ?= 2400
 VM_RUN = $(BIN)/integration vm --image $(VM_IMAGE) --files $(BIN) $(if $(VM_DEB),--deb $(VM_DEB)) --kernel "$(VM_KERNEL)"
 
 vm-image: vm-deps ## Make the guest, a Debian of VM_RELEASE, if it has not been made (root)
-	@[ -e $(VM_IMAGE)/disk ] || { rm -rf $(TARGET)/vm/$(VM_RELEASE)-*; integration/vm/image.sh $(VM_IMAGE); }
+	@[ -e $(VM_IMAGE)/disk ] || { rm -rf $(TARGET)/vm/$(VM_NAME)-*; VM_POLICY=$(VM_POLICY) integration/vm/image.sh $(VM_IMAGE); }
 
 vm: build harness grpcio clientgo vm-image ## A shell in a guest with what was built; VM_RELEASE=trixie VM_KERNEL="parameters" VM_DEB=package
 	$(VM_RUN) --shell
@@ -154,6 +157,20 @@ VM_SMOKE := pod::,resources::,update::,same_as_runc::,confinement::devices,appar
 
 test-vm-smoke: ## The part of test-vm that CI runs
 	$(MAKE) --no-print-directory test-vm FILTER=$(VM_SMOKE) VM_LIMIT=900
+
+# The module is what docs/selinux.md tells an operator to load. Files of the second disk have no labels until they get one.
+test-vm-selinux: VM_POLICY = selinux
+test-vm-selinux: VM_KERNEL = security=selinux enforcing=1
+test-vm-selinux: build harness grpcio clientgo ## SELinux tests in a guest that enforces Debian's policy (root); FILTER=substring VM_DRIVER
+	$(MAKE) --no-print-directory vm-image VM_POLICY=$(VM_POLICY)
+	$(VM_RUN) --files packaging/selinux --env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --env COPEPOD_TEST_SELINUX=1 \
+		--limit 1800 --silence 600 --run ' \
+		semodule -i selinux/copepod.cil && chcon -R -t bin_t bin && chcon -t copepod_exec_t bin/copepod || exit; \
+		for driver in $(VM_DRIVER); do \
+			echo "== cgroup driver $$driver"; \
+			COPEPOD_TEST_CGROUP_DRIVER=$$driver bin/integration test --bin-dir bin --filter "$(or $(FILTER),selinux::)" && continue; \
+			dmesg | grep "avc: *denied" | tail -n 40; exit 1; \
+		done'
 
 # critest is part of a cri-tools release (sigs.k8s.io/cri-tools); its own image names are served by the tests' registry.
 CRITEST ?= $(shell command -v critest)
