@@ -112,8 +112,7 @@ mod tests {
     #[test]
     fn no_pair_is_given_twice_and_each_is_given_back() {
         let pairs = Pairs::default();
-        let taken: Vec<Reserved> =
-            (0..200).map(|_| pairs.take(&random(1), |level| labels(level)).unwrap()).collect();
+        let taken: Vec<Reserved> = (0..200).map(|_| pairs.take(&random(1), labels).unwrap()).collect();
         let mut levels: Vec<&str> = taken.iter().map(|it| level_of(&it.labels().process)).collect();
         levels.sort_unstable();
         levels.dedup();
