@@ -26,7 +26,7 @@ async fn processes_have_the_label_of_their_pod(cx: Context) -> Result<()> {
     if !enforced(&cx)? {
         return Ok(());
     }
-    let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+    let pod = cx.pod().await?;
     let (first, own) = labelled(&cx, &pod, "one", None).await?;
     let (_, second) = labelled(&cx, &pod, "two", options("", "")).await?;
     ensure!(own.starts_with("system_u:system_r:container_t:"), "init has the label {own:?}");
@@ -161,12 +161,12 @@ async fn confined_containers_work(cx: Context) -> Result<()> {
     if !enforced(&cx)? {
         return Ok(());
     }
-    let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+    let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("main")).await?;
     for line in [
         "echo x > /dev/null && head -c 4 /dev/urandom > /random",
         "echo x > /dev/shm/file && rm /dev/shm/file",
-        "echo > /dev/mqueue/queue && rm /dev/mqueue/queue",
+        "touch /dev/mqueue/queue && rm /dev/mqueue/queue",
         "mkdir /folder && ln -s /folder /link && cp /bin/busybox /folder/ && /link/busybox true",
         "ls /proc/1 > /dev/null && cat /proc/self/cgroup > /dev/null",
         "echo out; echo err >&2; echo x > /dev/stdout",

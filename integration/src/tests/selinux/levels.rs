@@ -77,7 +77,7 @@ async fn a_pair_is_kept_over_restarts(cx: Context) -> Result<()> {
     if !enforced(&cx)? {
         return Ok(());
     }
-    let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+    let pod = cx.pod().await?;
     let (id, before) = labelled(&cx, &pod, "before", None).await?;
     for crash in [true, false] {
         if crash {
