@@ -152,6 +152,10 @@ fn prepare() -> Result<()> {
     if Path::new("/sys/kernel/security").is_dir() {
         command("mount", &["-t", "securityfs", "securityfs", "/sys/kernel/security"])?;
     }
+    // Where SELinux shows its policy; the kernel makes the folder only if it has one.
+    if Path::new("/sys/fs/selinux").is_dir() {
+        command("mount", &["-t", "selinuxfs", "selinuxfs", "/sys/fs/selinux"])?;
+    }
     command("mount", &["--make-rshared", "/"])?;
     if Path::new("/sys/fs/bpf").is_dir() {
         command("mount", &["-t", "bpf", "bpf", "/sys/fs/bpf"])?;

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Makes the guest's disk, kernel and initrd in the folder $1 (root, debootstrap, mkfs.ext4): image.sh OUT
 #
+# With VM_POLICY=selinux the guest has Debian's SELinux policy, and every file has its label: it can enforce the policy from
+# its first boot on, if its kernel is told to (security=selinux enforcing=1).
+#
 # The tree is made on a tmpfs of a private mount namespace, where sync costs nothing and whose mounts end with this
 # script. The kernel's package is unpacked, not installed: its scripts would make an initrd of a hundred megabytes, and
 # initrd/init, busybox and six modules are all that this guest needs to find its disk.
@@ -16,6 +19,7 @@ fi
 RELEASE=${VM_RELEASE:-trixie}
 MIRROR=${VM_MIRROR:-http://deb.debian.org/debian}
 DISK_SIZE=8G
+policy=${VM_POLICY:-}
 begun=$SECONDS
 phase() { echo "image: $1 after $((SECONDS - begun)) s"; }
 
@@ -38,7 +42,9 @@ printf 'force-unsafe-io\n' >>"$tree/etc/dpkg/dpkg.cfg.d/vm"
 printf 'APT::Install-Recommends "false";\nAcquire::Languages "none";\n' >"$tree/etc/apt/apt.conf.d/vm"
 inside apt-get -qq update
 kernel=$(inside apt-cache depends linux-image-cloud-amd64 | awk '/^ *Depends:/ { print $2; exit }')
-inside apt-get -qq -y install $(grep -v '^#' "$here/packages") >"$out/apt.log" 2>&1 ||
+lists=("$here/packages")
+[ -z "$policy" ] || lists+=("$here/packages.$policy")
+inside apt-get -qq -y install $(grep -hv '^#' "${lists[@]}") >"$out/apt.log" 2>&1 ||
   { tail -n 30 "$out/apt.log" >&2; exit 1; }
 phase "the packages are installed"
 
@@ -59,6 +65,7 @@ phase "kernel $version is unpacked"
 
 "$here/configure.sh" "$here" "$tree"
 "$here/initrd.sh" "$here" "$tree" "$version" "$work/initrd"
+[ "$policy" != selinux ] || { "$here/label.sh" "$tree"; phase "the files are labelled"; }
 cp "$work/kernel/boot/vmlinuz-$version" "$out/vmlinuz"
 mv "$work/initrd" "$out/initrd"
 truncate -s "$DISK_SIZE" "$out/disk.new"

@@ -8,6 +8,7 @@ use crate::notify::ServiceManager;
 use crate::reload::{Hangups, Reloader};
 use crate::root::Root;
 use crate::seccomp::Compiler;
+use crate::selinux::Selinux;
 use crate::service::{self, Backend, Metrics, Socket, StatsCache};
 use crate::shutdown::Shutdown;
 use crate::stats::StatsReader;
@@ -147,12 +148,21 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let stopping = Shutdown::on_signals().map_err(failed)?;
     let manager = ServiceManager::from_environment();
     let config = Arc::new(config);
-    let Prerequisites { layout, lock, boot_id, images, cgroups, apparmor, shim_binary, pause_binary } =
-        blocking({
-            let config = Arc::clone(&config);
-            move || check_prerequisites(&config)
-        })
-        .await?;
+    let Prerequisites {
+        layout,
+        lock,
+        boot_id,
+        images,
+        cgroups,
+        apparmor,
+        selinux,
+        shim_binary,
+        pause_binary,
+    } = blocking({
+        let config = Arc::clone(&config);
+        move || check_prerequisites(&config)
+    })
+    .await?;
     let cni = Cni::new(CniConfig {
         conf_dir: config.network.conf_dir.clone(),
         bin_dirs: config.network.bin_dirs.clone(),
@@ -170,6 +180,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         let (measured, shim, images) = (user_namespaces.clone(), shim_binary.clone(), images.root());
         async move { measured.measure(shim, images).await }
     });
+    selinux.log();
     let apparmor = AppArmor::new(apparmor);
     let confining = tokio::spawn({
         let apparmor = apparmor.clone();
@@ -187,6 +198,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         cgroups,
         compiler: Arc::new(Compiler::new()),
         apparmor: apparmor.clone(),
+        selinux: selinux.clone(),
         shim_binary,
         pause_binary,
         mount_namespace: config.mount_namespace.path().into(),
@@ -211,6 +223,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         root: root.clone(),
         user_namespaces,
         apparmor,
+        selinux,
         stats,
         metrics,
         urls,
@@ -270,6 +283,7 @@ struct Prerequisites {
     images: ImageStore,
     cgroups: Cgroups,
     apparmor: Support,
+    selinux: Selinux,
     shim_binary: PathBuf,
     pause_binary: PathBuf,
 }
@@ -291,7 +305,8 @@ fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     options.pinned.clone_from(&config.image.pinned);
     let images = ImageStore::open(options)?;
     let apparmor = Support::detect(config.apparmor == Switch::Auto);
-    Ok(Prerequisites { layout, lock, boot_id, images, cgroups, apparmor, shim_binary, pause_binary })
+    let selinux = Selinux::detect(config.enable_selinux);
+    Ok(Prerequisites { layout, lock, boot_id, images, cgroups, apparmor, selinux, shim_binary, pause_binary })
 }
 
 /// Runs a blocking step of the start. There is no time limit: nothing can be served before it ends. If a disk hangs, the

@@ -1,7 +1,7 @@
 //! The pod's files that its containers see below /etc. Blocking.
 
 use crate::error::Error;
-use model::{NamespaceMode, PodRecord};
+use model::{NamespaceMode, PodRecord, SelinuxLabels};
 use spec::PodFiles;
 use state::{Layout, file};
 use std::io::Read as _;
@@ -10,12 +10,18 @@ use std::path::Path;
 /// Maximum number of bytes that are copied of a host file.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Writes hostname, resolv.conf and hosts of a pod. Not synced: the pod does not survive a power loss either.
+/// Writes hostname, resolv.conf and hosts of a pod, with the label of the pod's files. Not synced: the pod does not survive a power loss either.
 pub(crate) fn write(layout: &Layout, pod: &PodRecord, node_name: &str) -> Result<(), Error> {
     let name = hostname(pod, node_name);
     file::replace(&layout.pod_hostname(&pod.id), format!("{name}\n").as_bytes(), 0o644, false)?;
     file::replace(&layout.pod_resolv_conf(&pod.id), &resolv_conf(pod)?, 0o644, false)?;
     file::replace(&layout.pod_hosts(&pod.id), &hosts(pod, name)?, 0o644, false)?;
+    let Some(SelinuxLabels { file: label, .. }) = &pod.selinux else { return Ok(()) };
+    for path in [layout.pod_hostname(&pod.id), layout.pod_resolv_conf(&pod.id), layout.pod_hosts(&pod.id)] {
+        // On a file system without labels the policy chooses them.
+        let set = sys::selinux::set_path(&path, label);
+        set.map_err(|error| Error::of(format!("SELinux label {label} of {}", path.display()), error))?;
+    }
     Ok(())
 }
 

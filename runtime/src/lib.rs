@@ -23,6 +23,7 @@ mod reload;
 mod restore;
 mod root;
 mod seccomp;
+mod selinux;
 mod service;
 mod shims;
 mod shutdown;

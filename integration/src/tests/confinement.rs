@@ -247,13 +247,11 @@ async fn not_implemented_is_refused(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     for (field, change) in [
         (
-            "selinux_options",
+            "CDI_devices",
             (|c: &mut api::ContainerConfig| {
-                c.security().selinux_options =
-                    Some(api::SeLinuxOption { level: String::from("s0:c1,c2"), ..Default::default() })
+                c.cdi_devices = vec![api::CdiDevice { name: String::from("vendor/class=one") }]
             }) as fn(&mut api::ContainerConfig),
         ),
-        ("CDI_devices", |c| c.cdi_devices = vec![api::CdiDevice { name: String::from("vendor/class=one") }]),
         ("unified", |c| c.resources().unified = [(String::from("memory.high"), String::from("1"))].into()),
     ] {
         // v1 has no files of that kind.

@@ -52,6 +52,7 @@ mod rootfs;
 mod same_as_runc;
 mod scopes;
 mod security;
+mod selinux;
 mod service;
 mod silent;
 mod slow;
@@ -90,6 +91,7 @@ pub(crate) fn all() -> Vec<Test> {
         security::tests(),
         confinement::tests(),
         apparmor::tests(),
+        selinux::tests(),
         userns::tests(),
         privilege::tests(),
         processes::tests(),

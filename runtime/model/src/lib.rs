@@ -25,6 +25,7 @@ pub use pod::{Dns, PodConfig, PodMeta, PodPhase, PodRecord, PortMapping, Protoco
 pub use resources::{HugepageLimit, PodResources, Resources, Update};
 pub use security::{
     AppArmorProfile, Capabilities, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces,
-    PodSecurity, SeccompProfile, User, UserMapping, UserNamespace, UserRequest,
+    PodSecurity, SeccompProfile, SelinuxLabels, SelinuxOptions, User, UserMapping, UserNamespace,
+    UserRequest,
 };
 pub use text::Text;

@@ -62,7 +62,7 @@ pub struct Mount {
     /// The image that is mounted instead of `host_path`; always with `readonly` and [`Propagation::Private`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageVolume>,
-    /// CRI `selinux_relabel`; has no effect without SELinux.
+    /// CRI `selinux_relabel`: the source gets the label of the container's files; has no effect without SELinux.
     pub selinux_relabel: bool,
     /// Mount propagation.
     pub propagation: Propagation,

@@ -1,6 +1,6 @@
 //! Pod sandboxes.
 
-use crate::{PodId, PodResources, PodSecurity, Resources};
+use crate::{PodId, PodResources, PodSecurity, Resources, SelinuxLabels};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -120,6 +120,10 @@ pub struct PodRecord {
     /// `cgroup_parent` (or its default), which is so with the cgroup driver cgroupfs.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub scope: String,
+    /// Its SELinux labels; `None` on a node without SELinux. While the pod exists, no other pod gets the pair of categories
+    /// in them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<SelinuxLabels>,
     /// Addresses in the order of the CNI result; empty with the host network.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
@@ -149,6 +153,7 @@ impl PodRecord {
             created_at,
             phase: PodPhase::Launching,
             scope: String::new(),
+            selinux: None,
             ips: Vec::new(),
             netns: String::new(),
             pause_pid: 0,

@@ -132,6 +132,38 @@ impl AppArmorProfile {
     }
 }
 
+/// CRI `SELinuxOption`: replaces parts of the label that a process would get; an empty part replaces nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SelinuxOptions {
+    /// SELinux user, such as `system_u`.
+    pub user: String,
+    /// Role, such as `system_r`.
+    pub role: String,
+    /// Type (domain) of the process, such as `container_t`. Files keep theirs.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Level, such as `s0:c1,c2`.
+    pub level: String,
+}
+
+impl SelinuxOptions {
+    /// Whether the request replaces nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The SELinux labels of a pod, or of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelinuxLabels {
+    /// The label of its processes, `user:role:type:level`. A privileged one has a label only for its level: its processes
+    /// get the one that the policy chooses.
+    pub process: String,
+    /// The label of its files: of its root file system and of the volumes that are relabelled for it.
+    pub file: String,
+}
+
 /// Security context of the sandbox's own process (pause): CRI `LinuxSandboxSecurityContext`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -153,6 +185,9 @@ pub struct PodSecurity {
     /// AppArmor profile of pause.
     #[serde(skip_serializing_if = "AppArmorProfile::is_unset")]
     pub apparmor: AppArmorProfile,
+    /// SELinux label of the pod.
+    #[serde(skip_serializing_if = "SelinuxOptions::is_empty")]
+    pub selinux: SelinuxOptions,
 }
 
 /// CRI `Capability`: names without `CAP_`; `ALL` is allowed in add and drop.
@@ -233,4 +268,7 @@ pub struct ContainerSecurity {
     /// AppArmor profile of init and every exec.
     #[serde(skip_serializing_if = "AppArmorProfile::is_unset")]
     pub apparmor: AppArmorProfile,
+    /// SELinux label of init and every exec; the pod's if empty.
+    #[serde(skip_serializing_if = "SelinuxOptions::is_empty")]
+    pub selinux: SelinuxOptions,
 }

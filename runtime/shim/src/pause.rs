@@ -5,14 +5,20 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::UserMapping;
+use rustix::fs::{Mode, OFlags, openat};
 use sys::clone::{Child, Flags};
 use sys::creds::Credentials;
+use sys::host_proc::HostProc;
+use sys::mount::{self, Attributes};
 use sys::seccomp::Filter;
 use wire::{ErrorKind, PausePlan};
 
 use crate::failure::failure;
 use crate::packet::{Reporter, read_plan};
 use crate::podns;
+
+/// Maximum size of pause's binary in bytes; it has about one KiB.
+const MAX_BINARY: u64 = 1 << 20;
 
 /// Runs in the worker. `fds`: the plan, then the cgroup folders.
 pub(crate) fn work(reporter: &Reporter, mut fds: Vec<OwnedFd>, binary: BorrowedFd<'_>) -> i32 {
@@ -51,7 +57,7 @@ fn start(
 ) -> Result<Child, Failed> {
     if plan.ipc {
         // The worker shares the shim's mount namespace, so later workers have the mount too.
-        let attach = || podns::attach_shm(plan.shm_size);
+        let attach = || podns::attach_shm(plan.shm_size, &plan.file_label);
         let attached = match plan.mapping {
             // It belongs to root of the pod.
             Some(UserMapping { uid, gid, .. }) => sys::userns::with_file_ids(uid, gid, attach).flatten(),
@@ -59,6 +65,8 @@ fn start(
         };
         attached.map_err(at("/dev/shm of the pod"))?;
     }
+    let labelled = labelled_binary(plan, binary).map_err(at("labelled copy of pause"))?;
+    let binary = labelled.as_ref().map_or(binary, |copy| copy.as_fd());
     let gate = plan.mapping.map(|_| sys::scm::pipe()).transpose().map_err(at("pipe"))?;
     let (mut wait, mut go) = gate.unzip();
     let into = folders.first().filter(|_| plan.cgroup.unified).map(|fd| fd.as_fd());
@@ -78,6 +86,23 @@ fn start(
         })?;
     }
     Ok(child)
+}
+
+/// A copy of pause's binary with the label of the pod's files, if pause gets an SELinux label: a policy lets a container's
+/// domain begin with such files only. It is on a file system that is attached nowhere and ends with pause.
+fn labelled_binary(plan: &PausePlan, binary: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    if plan.selinux.is_empty() {
+        return Ok(None);
+    }
+    // The binary may have been opened for execve only.
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&binary));
+    let mut content = Vec::new();
+    File::open(path)?.take(MAX_BINARY).read_to_end(&mut content)?;
+    let place = mount::labelled_tmpfs(0o755, MAX_BINARY, Attributes::default(), &plan.file_label)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    File::from(openat(&place, "pause", flags, Mode::from_raw_mode(0o555))?).write_all(&content)?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(Some(openat(&place, "pause", flags, Mode::empty())?))
 }
 
 /// The namespaces that pause is created in.
@@ -142,9 +167,15 @@ fn set_up(plan: &PausePlan, folders: &[OwnedFd], gate: Option<OwnedFd>) -> Resul
         }
     }
     if !plan.apparmor.is_empty() {
-        sys::apparmor::HostProc::open().and_then(|proc| proc.set_on_exec(&plan.apparmor)).map_err(at(
-            &format!("AppArmor profile {:?}, which must be loaded on the node", plan.apparmor),
-        ))?;
+        let set = HostProc::open().and_then(|proc| sys::apparmor::set_on_exec(&proc, &plan.apparmor));
+        set.map_err(at(&format!("AppArmor profile {:?}, which must be loaded on the node", plan.apparmor)))?;
+    }
+    if !plan.selinux.is_empty() {
+        let set = HostProc::open().and_then(|proc| sys::selinux::set_on_exec(&proc, &plan.selinux));
+        set.map_err(at(&format!(
+            "SELinux label {:?}, which the node's policy must know and allow copepod to give",
+            plan.selinux
+        )))?;
     }
     // Must be done while /proc is available. If the host does not allow the value, the lowest allowed one is set,
     // without a warning: the shim has sent one for its own value.

@@ -64,12 +64,13 @@ pub(crate) fn enter() -> io::Result<()> {
     Ok(())
 }
 
-/// Mounts the pod's /dev/shm of `size` bytes (0: half of memory). Called once, before the first container.
+/// Mounts the pod's /dev/shm of `size` bytes (0: half of memory), with this SELinux label or the policy's. Called once,
+/// before the first container.
 ///
 /// # Errors
 /// The errors of the mount calls.
-pub(crate) fn attach_shm(size: u64) -> io::Result<()> {
+pub(crate) fn attach_shm(size: u64, label: &str) -> io::Result<()> {
     let all = Attributes { nosuid: true, nodev: true, noexec: true, readonly: false };
-    let shm = mount::tmpfs(0o1777, size, all)?;
+    let shm = mount::labelled_tmpfs(0o1777, size, all, label)?;
     mount::attach_at(shm.as_fd(), Path::new(SHM))
 }

@@ -1,6 +1,6 @@
 //! Becoming a container's process: the last steps before execve, shared by init and exec.
 //!
-//! It has two parts. [`prepare`] does everything that needs privileges, and then drops them: AppArmor, signals,
+//! It has two parts. [`prepare`] does everything that needs privileges, and then drops them: AppArmor, SELinux, signals,
 //! keyring, limits, owner of stdio, working directory, credentials, the working directory again if only the
 //! user may enter it, and the filter. So a process that the container's processes can see (a waiting init, or an exec
 //! after its second fork) has no more privileges than the container.
@@ -17,9 +17,9 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::User;
 use rustix::fs::{FileType, Mode, OFlags};
-use sys::apparmor::HostProc;
 use sys::creds::Credentials;
 use sys::execute::{self, Arguments};
+use sys::host_proc::HostProc;
 use sys::mount::Attributes;
 use sys::seccomp::Filter;
 use wire::{ErrorKind, Failure, ProcessPlan};
@@ -56,7 +56,8 @@ impl StepError {
 pub(crate) struct OfHost {
     /// What the host did not allow.
     pub(crate) warning: Option<String>,
-    /// The host's /proc for [`prepare`], if the plan has an AppArmor profile: the container's may be made by an attacker.
+    /// The host's /proc for [`prepare`], if the plan has an AppArmor profile or an SELinux label: the container's may be made
+    /// by an attacker.
     pub(crate) proc: Option<HostProc>,
 }
 
@@ -69,7 +70,8 @@ pub(crate) fn before_namespaces(plan: &ProcessPlan) -> io::Result<OfHost> {
     let wanted = plan.oom_score_adj.unwrap_or(0);
     let set = sys::proc::set_oom_score_adj(wanted)?;
     let warning = (set != wanted).then(|| format!("oom_score_adj {wanted} is not allowed here, it is {set}"));
-    let proc = if plan.apparmor.is_empty() { None } else { Some(HostProc::open()?) };
+    let confined = !plan.apparmor.is_empty() || !plan.selinux.is_empty();
+    let proc = confined.then(HostProc::open).transpose()?;
     Ok(OfHost { warning, proc })
 }
 
@@ -126,19 +128,30 @@ pub(crate) fn prepare(
         .map_err(|error| error.failure(error_kind))
 }
 
-/// Sets the AppArmor profile for execve. Before the credentials are dropped and no_new_privs and the filter are set, which
-/// could forbid it. A sibling that is cloned later inherits it.
+/// Sets the AppArmor profile or the SELinux label for execve, and the label of the session keyring. Before the credentials
+/// are dropped and no_new_privs and the filter are set, which could forbid it. A sibling that is cloned later inherits it.
 fn confine(plan: &ProcessPlan, host_proc: Option<HostProc>) -> Result<(), StepError> {
-    if plan.apparmor.is_empty() {
-        return Ok(());
+    // Without it the process would not be confined.
+    let proc = || host_proc.as_ref().ok_or_else(|| io::Error::other("the host's /proc was not opened"));
+    if !plan.apparmor.is_empty() {
+        let set = proc().and_then(|proc| sys::apparmor::set_on_exec(proc, &plan.apparmor));
+        let what =
+            || format!("profile {:?}, which must be loaded on the node", shown(plan.apparmor.as_bytes()));
+        set.map_err(|error| failed_at("apparmor", what())(error))?;
     }
-    let set = match host_proc {
-        Some(proc) => proc.set_on_exec(&plan.apparmor),
-        // Without it the process would not be confined.
-        None => Err(io::Error::other("the host's /proc was not opened")),
-    };
-    let what = || format!("profile {:?}, which must be loaded on the node", shown(plan.apparmor.as_bytes()));
-    set.map_err(|error| failed_at("apparmor", what())(error))
+    if !plan.selinux.is_empty() {
+        let label = &plan.selinux;
+        let set = proc().and_then(|proc| {
+            sys::selinux::set_on_exec(proc, label)?;
+            sys::selinux::set_on_keys(proc, label)
+        });
+        let what = || {
+            let label = shown(label.as_bytes());
+            format!("label {label:?}, which the node's policy must know and allow copepod to give")
+        };
+        set.map_err(|error| failed_at("selinux", what())(error))?;
+    }
+    Ok(())
 }
 
 impl Ready {

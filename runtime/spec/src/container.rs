@@ -5,7 +5,8 @@ use crate::{Error, PodFiles, exec, mounts, path, resources, security};
 use std::collections::HashMap;
 
 use model::{
-    ContainerConfig, ContainerRecord, GroupsPolicy, NamespaceMode, PodRecord, Text, UserMapping, UserRequest,
+    ContainerConfig, ContainerRecord, GroupsPolicy, NamespaceMode, PodRecord, SelinuxLabels, Text,
+    UserMapping, UserRequest,
 };
 use wire::{
     CgroupPlan, ContainerPlan, LogPlan, NamespacePlan, NamespaceSource, ProcessPlan, RootfsPlan,
@@ -76,6 +77,8 @@ pub struct ContainerInput<'a> {
     pub seccomp_flags: u32,
     /// Name of the AppArmor profile; empty for none.
     pub apparmor: String,
+    /// Its SELinux labels; `None` without SELinux.
+    pub selinux: Option<SelinuxLabels>,
     /// Name of the session keyring. It must not be guessable: a process of the right user that knows the name
     /// can join.
     pub keyring: String,
@@ -97,6 +100,7 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         seccomp,
         seccomp_flags,
         apparmor,
+        selinux,
         keyring,
         host,
     } = input;
@@ -109,6 +113,7 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
     rootfs.readonly = asked.readonly_rootfs;
     rootfs.folders = folders(&image.volumes)?;
     let namespaces = namespaces(config, pod, cgroup.unified)?;
+    let selinux = selinux.unwrap_or_default();
     let process = ProcessPlan {
         args: args(config, image)?,
         env: env(config, image, pod, host)?,
@@ -122,6 +127,8 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         rlimits: Vec::new(),
         seccomp_flags: if asked.privileged { 0 } else { seccomp_flags },
         apparmor,
+        // As with other runtimes: the policy decides what becomes of a privileged process.
+        selinux: if asked.privileged { String::new() } else { selinux.process.clone() },
         keyring,
     };
     let paths = |field: &str, list: &[String]| -> Result<Vec<String>, Error> {
@@ -136,7 +143,12 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         pod: pod.id.clone(),
         namespaces,
         rootfs,
-        mounts: mounts::plan(container, &pod.config.security.namespaces, &files, image_layers)?,
+        mounts: mounts::labelled(
+            mounts::plan(container, &pod.config.security.namespaces, &files, image_layers)?,
+            container,
+            pod,
+            &selinux,
+        ),
         devices: devices::nodes(&config.devices, asked.privileged, &host.devices)?,
         masked_paths: paths("config.linux.security_context.masked_paths", &asked.masked_paths)?,
         readonly_paths: paths("config.linux.security_context.readonly_paths", &asked.readonly_paths)?,
@@ -144,6 +156,7 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         process,
         cgroup,
         privileged: asked.privileged,
+        file_label: selinux.file,
     })
 }
 

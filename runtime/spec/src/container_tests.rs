@@ -42,6 +42,7 @@ fn plan_in(sandbox: PodConfig, config: ContainerConfig) -> Result<ContainerPlan,
         seccomp: Some(SeccompProgram { instructions: vec![7] }),
         seccomp_flags: 2,
         apparmor: "mine".into(),
+        selinux: None,
         keyring: "_ses.x".into(),
         host: &host,
     })
@@ -177,4 +178,74 @@ fn remaining_fields() {
     assert_eq!(plan_in(sandbox.clone(), relative).unwrap_err().field(), "config.working_dir");
     sandbox.log_directory.clear();
     assert_eq!(log(&sandbox, &config).unwrap(), None);
+}
+
+fn labels(level: &str) -> SelinuxLabels {
+    SelinuxLabels {
+        process: format!("system_u:system_r:container_t:{level}"),
+        file: format!("system_u:object_r:container_file_t:{level}"),
+    }
+}
+
+/// A container with two volumes, of which one is to be relabelled, in a pod with the level `s0:c1,c2`.
+fn labelled(selinux: Option<SelinuxLabels>, privileged: bool) -> ContainerPlan {
+    let volume = |path: &str, selinux_relabel| model::Mount {
+        container_path: path.into(),
+        host_path: format!("/volumes{path}"),
+        selinux_relabel,
+        ..model::Mount::default()
+    };
+    let mut config = ContainerConfig {
+        mounts: vec![volume("/a", true), volume("/b", false)],
+        ..ContainerConfig::default()
+    };
+    config.security.privileged = privileged;
+    let mut sandbox = pod(PodConfig::default());
+    sandbox.config.security.privileged = privileged;
+    sandbox.selinux = selinux.is_some().then(|| labels("s0:c1,c2"));
+    let files = PodFiles { hostname: "/pod/hostname".into(), ..PodFiles::default() };
+    let (record, host) = (record(config), HostFacts::default());
+    container(ContainerInput {
+        pod: &sandbox,
+        container: &record,
+        image: &image(),
+        rootfs: RootfsPlan::default(),
+        files,
+        image_layers: &mounts::ImageLayers::new(),
+        cgroup: CgroupPlan::default(),
+        seccomp: None,
+        seccomp_flags: 0,
+        apparmor: String::new(),
+        selinux,
+        keyring: String::new(),
+        host: &host,
+    })
+    .unwrap()
+}
+
+#[test]
+fn processes_files_and_volumes_are_labelled() {
+    let relabelled = |plan: &ContainerPlan| -> Vec<(String, String)> {
+        let marked = plan.mounts.iter().filter(|mount| !mount.relabel.is_empty());
+        marked.map(|mount| (mount.target.clone(), mount.relabel.clone())).collect()
+    };
+    let own = labels("s0:c1,c2");
+    let plan = labelled(Some(own.clone()), false);
+    assert_eq!((&plan.process.selinux, &plan.file_label), (&own.process, &own.file));
+    assert_eq!(relabelled(&plan), [("/a".to_owned(), own.file.clone())]);
+
+    let plan = labelled(Some(own.clone()), true);
+    assert_eq!((plan.process.selinux.as_str(), &plan.file_label), ("", &own.file));
+    assert_eq!(relabelled(&plan), []);
+    let unconfined = SelinuxLabels { process: "system_u:system_r:spc_t:s0:c1,c2".into(), ..own };
+    assert_eq!(relabelled(&labelled(Some(unconfined), false)), []);
+
+    let plan = labelled(Some(labels("s0:c3,c4")), false);
+    let shared = "system_u:object_r:container_file_t:s0".to_owned();
+    let volume = ("/a".to_owned(), labels("s0:c3,c4").file);
+    assert_eq!(relabelled(&plan), [volume, ("/etc/hostname".to_owned(), shared)]);
+
+    let plan = labelled(None, false);
+    assert_eq!((plan.process.selinux.as_str(), plan.file_label.as_str()), ("", ""));
+    assert_eq!(relabelled(&plan), []);
 }

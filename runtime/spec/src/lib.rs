@@ -23,6 +23,7 @@ pub mod resources;
 mod sandbox;
 pub mod seccomp;
 pub mod security;
+pub mod selinux;
 pub mod signals;
 pub mod slice;
 pub mod sysctl;

@@ -1,9 +1,9 @@
 //! The mounts of a container: defaults and volumes in one list, ordered by depth.
 
-use crate::{Error, path};
+use crate::{Error, path, selinux};
 use model::{
-    ContainerRecord, IdMapping, ImageVolume, Mount, MountOption, NamespaceMode, Namespaces, Propagation,
-    UserNamespace,
+    ContainerRecord, IdMapping, ImageVolume, Mount, MountOption, NamespaceMode, Namespaces, PodRecord,
+    Propagation, SelinuxLabels, UserNamespace,
 };
 use std::collections::BTreeMap;
 use wire::{MountKind, MountPlan};
@@ -55,6 +55,35 @@ pub(crate) fn plan(
     mounts.extend(volumes);
     mounts.sort_by_key(|mount| path::depth(&mount.target));
     Ok(mounts)
+}
+
+/// Says which sources get a label of the container's. Volumes get that of its files, if they are to be relabelled and the
+/// container is confined. Our files below /etc have the pod's label already.
+pub(crate) fn labelled(
+    mut mounts: Vec<MountPlan>,
+    container: &ContainerRecord,
+    pod: &PodRecord,
+    labels: &SelinuxLabels,
+) -> Vec<MountPlan> {
+    let security = &container.config.security;
+    let of_pod = pod.selinux.as_ref().map(|labels| labels.file.as_str()).unwrap_or_default();
+    let asks = |source: &str, mount: &Mount| {
+        mount.selinux_relabel && path::clean(&mount.host_path).is_ok_and(|path| path == source)
+    };
+    for mount in &mut mounts {
+        let label = match &mount.kind {
+            _ if labels.file.is_empty() => None,
+            MountKind::Bind { source, .. } => {
+                let asked = container.config.mounts.iter().any(|mount| asks(source, mount));
+                let confined = !security.privileged && selinux::relabels(&labels.process);
+                (asked && confined).then(|| labels.file.clone())
+            }
+            MountKind::File { .. } => selinux::of_shared_files(of_pod, &labels.file),
+            _ => None,
+        };
+        mount.relabel = label.unwrap_or_default();
+    }
+    mounts
 }
 
 /// The mount of an image volume; `id` is the image's.

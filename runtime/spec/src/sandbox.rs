@@ -41,6 +41,7 @@ pub struct PauseInput<'a> {
 /// Computes pause's plan; the error names the field that is refused.
 pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
     let PauseInput { pod, cgroup, seccomp, apparmor } = input;
+    let selinux = pod.selinux.clone().unwrap_or_default();
     let config = &pod.config;
     let asked = &config.security;
     // A sandbox has its own namespaces, except those for which NODE is requested.
@@ -64,6 +65,8 @@ pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
         user: user(asked, mapping)?,
         seccomp: if asked.privileged { None } else { seccomp },
         apparmor,
+        selinux: if asked.privileged { String::new() } else { selinux.process },
+        file_label: selinux.file,
         oom_score_adj: PAUSE_OOM_SCORE_ADJ,
         cgroup,
         shm_size: SHM_SIZE,

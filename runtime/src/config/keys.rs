@@ -83,6 +83,14 @@ pub(super) const KEYS: [Key; 22] = [
         "`auto`: on a node that enforces AppArmor, containers get the profile that they ask for, or else the default one, which is \
          loaded at the start. `off`: they get none, and a pod that asks for one is refused.",
     ),
+    key(
+        "enable_selinux",
+        "word",
+        "\"auto\"",
+        "`auto`: on a node with an SELinux policy, pods get the policy's labels for containers, and volumes are relabelled as kubelet \
+         asks. `true`: the same, and the daemon warns on a node without a policy. `false`: pods have no labels, as with containerd's \
+         `enable_selinux = false`.",
+    ),
     reloaded(key(
         "log.level",
         "word",

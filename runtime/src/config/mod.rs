@@ -63,6 +63,9 @@ pub(crate) struct Config {
     /// Whether containers get AppArmor profiles.
     #[serde(deserialize_with = "values::word")]
     pub apparmor: Switch,
+    /// Whether pods get SELinux labels.
+    #[serde(deserialize_with = "values::word_or_flag")]
+    pub enable_selinux: Enabled,
     /// What is logged and how.
     pub log: Log,
     /// The two programs that the daemon starts.
@@ -133,6 +136,22 @@ impl Word for Switch {
     const WORDS: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("off", Self::Off)];
 }
 
+/// Whether something is used that the node may have, in the words of other runtimes' configurations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Enabled {
+    /// Where the node has it.
+    Auto,
+    /// The node should have it.
+    True,
+    /// Nowhere.
+    False,
+}
+
+impl Word for Enabled {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("true", Self::True), ("false", Self::False)];
+}
+
 /// Displays a value by its word in the configuration.
 macro_rules! displayed_by_word {
     ($($name:ty),*) => {$(
@@ -144,7 +163,7 @@ macro_rules! displayed_by_word {
     )*};
 }
 
-displayed_by_word!(CgroupDriver, MountNamespace, Switch, LogLevel, LogFormat);
+displayed_by_word!(CgroupDriver, Enabled, MountNamespace, Switch, LogLevel, LogFormat);
 
 /// What is logged and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

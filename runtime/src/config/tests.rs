@@ -21,6 +21,7 @@ fn changes() -> Vec<(String, String)> {
                 '"' if key == "mount_namespace" => "\"self\"",
                 '"' if key == "cgroup_driver" => "\"cgroupfs\"",
                 '"' if key == "apparmor" => "\"off\"",
+                '"' if key == "enable_selinux" => "false",
                 '"' if key == "level" => "\"trace\"",
                 '"' if key == "format" => "\"json\"",
                 '"' if key == "address" => "\"[::1]:10010\"",

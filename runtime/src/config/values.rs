@@ -112,17 +112,40 @@ pub(super) fn word_of<T: Word + PartialEq>(value: T) -> &'static str {
 
 /// One of [`Word::WORDS`].
 pub(super) fn word<'de, D: Deserializer<'de>, T: Word>(from: D) -> Result<T, D::Error> {
-    let given = String::deserialize(from)?;
-    match T::WORDS.iter().find(|(word, _)| *word == given) {
-        Some((_, value)) => Ok(*value),
-        None => {
-            let words: Vec<&str> = T::WORDS.iter().map(|(word, _)| *word).collect();
-            Err(D::Error::custom(format_args!("{given:?} must be one of {}", words.join(", "))))
-        }
-    }
+    value_of(&String::deserialize(from)?).map_err(D::Error::custom)
+}
+
+/// As [`word`]; `true` and `false` may be written without quotation marks.
+pub(super) fn word_or_flag<'de, D: Deserializer<'de>, T: Word>(from: D) -> Result<T, D::Error> {
+    value_of(&from.deserialize_any(WordOrFlag)?).map_err(D::Error::custom)
+}
+
+fn value_of<T: Word>(given: &str) -> Result<T, String> {
+    T::WORDS.iter().find(|(word, _)| *word == given).map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<&str> = T::WORDS.iter().map(|(word, _)| *word).collect();
+        format!("{given:?} must be one of {}", words.join(", "))
+    })
 }
 
 // These visitors exist for their errors: those of serde's own name types of Rust ("expected i64").
+
+struct WordOrFlag;
+
+impl Visitor<'_> for WordOrFlag {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string, true or false")
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<String, E> {
+        Ok(value.to_string())
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<String, E> {
+        Ok(value.to_owned())
+    }
+}
 
 struct Whole;
 

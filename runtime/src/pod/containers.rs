@@ -85,7 +85,7 @@ async fn make(
         image,
         rootfs: rootfs(context, &record.id, lease),
         layers,
-        host: host::look_up(context, client, &record).await?,
+        host: host::look_up(context, client, pod, &record).await?,
     };
     let (shared, pod, pod_id) = (Arc::clone(context), pod.clone(), pod.id.clone());
     let work = move || prepare(&shared, &pod, sources, record);
@@ -163,7 +163,7 @@ fn prepare(
     sources: Sources,
     mut record: ContainerRecord,
 ) -> Result<Prepared, Error> {
-    let Sources { image, rootfs, layers, host: HostParts { seccomp, devices, apparmor } } = sources;
+    let Sources { image, rootfs, layers, host: HostParts { seccomp, devices, apparmor, selinux } } = sources;
     let config = &record.config;
     let limits = limits(&context.cgroups, &record, &devices)?;
     let facts = ImageFacts {
@@ -197,6 +197,7 @@ fn prepare(
         seccomp_flags: seccomp.as_ref().map_or(0, |compiled| compiled.flags),
         seccomp: seccomp.map(|compiled| compiled.program.clone()),
         apparmor,
+        selinux,
         keyring: keyring()?,
         host: &host,
     })?;

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::lanes;
 use crate::root::Root;
 use crate::seccomp::Compiler;
+use crate::selinux::Selinux;
 use crate::shims::spawn::Binaries;
 use image::ImageStore;
 use network::Cni;
@@ -37,6 +38,8 @@ pub(crate) struct NodeOptions {
     pub compiler: Arc<Compiler>,
     /// AppArmor.
     pub(crate) apparmor: AppArmor,
+    /// SELinux.
+    pub(crate) selinux: Selinux,
     /// Path of `copepod-shim`.
     pub shim_binary: PathBuf,
     /// Path of `pause`.
@@ -62,6 +65,7 @@ pub(crate) struct Context {
     pub(crate) cgroups: Cgroups,
     pub(crate) compiler: Arc<Compiler>,
     pub(crate) apparmor: AppArmor,
+    pub(crate) selinux: Selinux,
     pub(crate) binaries: Binaries,
     /// Mount namespace in which volumes are looked up.
     pub(crate) mount_namespace: OwnedFd,
@@ -83,7 +87,8 @@ impl Context {
                 Ok(file) => Ok(OwnedFd::from(file)),
                 Err(error) => Err(Error::of(format!("open {}", path.display()), error)),
             };
-            let NodeOptions { layout, root, boot_id, images, cni, cgroups, compiler, apparmor, .. } = options;
+            let NodeOptions { layout, root, boot_id, images, cni, cgroups, compiler, apparmor, selinux, .. } =
+                options;
             let (shim, pause) = (&options.shim_binary, &options.pause_binary);
             let trash = Trash::new(layout.trash_dir(), |error| {
                 tracing::warn!(%error, "cannot delete a folder in the trash; it is retried later and at the next start of the daemon");
@@ -98,6 +103,7 @@ impl Context {
                 cgroups,
                 compiler,
                 apparmor,
+                selinux,
                 binaries: Binaries::open(shim, pause)?,
                 mount_namespace: mount_namespace(&options.mount_namespace)?,
                 netns_dir: options.netns_dir,

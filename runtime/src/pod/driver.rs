@@ -13,6 +13,7 @@ use super::registry::{DriverChannels, Registry, RunReply};
 use super::supervisor::{JobEnd, StopHandle, Supervisor, Tools};
 use crate::clock::now;
 use crate::operations::{self, Subject};
+use crate::selinux::Reserved;
 use crate::shims::{Client, Connection};
 use callers::Callers;
 use model::{ContainerId, ContainerRecord, PodConfig, PodRecord};
@@ -75,29 +76,43 @@ struct Driver {
     finished: bool,
 }
 
-/// Starts the driver of a new pod, which begins with the launch. `scope` is that of its record.
+/// What the node gives to a new pod.
+#[derive(Debug, Default)]
+pub(super) struct Granted {
+    /// The path of its systemd scope; empty for none.
+    pub(super) scope: String,
+    /// Its SELinux labels. The driver keeps them reserved until the pod is removed.
+    pub(super) selinux: Option<Reserved>,
+}
+
+/// Starts the driver of a new pod, which begins with the launch.
 pub(super) fn launch(
     supervisor: Arc<dyn Supervisor>,
     registry: Arc<Registry>,
     channels: DriverChannels,
     config: PodConfig,
-    scope: String,
+    granted: Granted,
 ) {
+    let Granted { scope, selinux } = granted;
     let began = Instant::now();
     let now = moment(began).later_than(registry.published().newest_attempt(&config.meta));
-    let (life, actions) = Life::launch(channels.id.clone(), config, scope, now);
+    let labels = selinux.as_ref().map(|reserved| reserved.labels().clone());
+    let record =
+        PodRecord { scope, selinux: labels, ..PodRecord::new(channels.id.clone(), config, now.wall) };
+    let (life, actions) = Life::launch(record, now);
     let DriverChannels { id: _, commands, run_reply, closing } = channels;
     let mut driver = Driver::new(supervisor, registry, life, run_reply, began);
     let span = driver.span.clone();
     let run = async move {
         driver.perform(actions);
         driver.run(commands, closing).await;
+        drop(selinux);
     };
     tokio::spawn(run.instrument(span));
 }
 
 /// Starts the driver of a pod that has records, of this boot (`same_boot`) or an earlier one. When this returns, the
-/// pod is listed, unless the daemon removes it (`leaving`).
+/// pod is listed, unless the daemon removes it (`leaving`). `selinux` stays reserved until the pod is removed.
 pub(super) fn adopt(
     supervisor: Arc<dyn Supervisor>,
     registry: &Arc<Registry>,
@@ -105,6 +120,7 @@ pub(super) fn adopt(
     containers: Vec<ContainerRecord>,
     same_boot: bool,
     leaving: bool,
+    selinux: Option<Reserved>,
 ) {
     let channels = registry.restore(&record.id, &Arc::new(record.config.clone()), leaving);
     let began = Instant::now();
@@ -127,6 +143,7 @@ pub(super) fn adopt(
         driver.offered = connection;
         driver.input(Input::Dialled(Box::new(dialled)));
         driver.run(commands, closing).await;
+        drop(selinux);
     };
     tokio::spawn(run.instrument(span));
 }

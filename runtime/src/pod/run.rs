@@ -1,7 +1,7 @@
 //! Starts drivers: of new pods, for RunPodSandbox, and of pods with records, for the start of the daemon.
 
 use super::context::{Context, random};
-use super::driver;
+use super::driver::{self, Granted};
 use super::jobs::NodeSupervisor;
 use super::registry::{Registry, Reservation};
 use crate::error::{Error, ErrorKind};
@@ -25,6 +25,8 @@ pub(crate) async fn run(
         let id = PodId::from_random(random()?);
         // Refuses a parent that is not for this driver.
         let scope = context.cgroups.scope(&config, &id)?;
+        // Given back if another call has the name.
+        let selinux = context.selinux.pod(&config.security.selinux, &random()?).await?;
         let mut reply = match registry.reserve(id, &config)? {
             Reservation::Join(id, reply) => {
                 operations::about_new_pod(&config.meta, Some(&id));
@@ -38,7 +40,7 @@ pub(crate) async fn run(
                     Arc::clone(registry),
                     channels,
                     config,
-                    scope,
+                    Granted { scope, selinux },
                 );
                 reply
             }
@@ -66,5 +68,7 @@ pub(crate) fn adopt(
     same_boot: bool,
     leaving: bool,
 ) {
-    driver::adopt(NodeSupervisor::new(context, registry), registry, record, containers, same_boot, leaving);
+    let selinux = context.selinux.restored(&record);
+    let supervisor = NodeSupervisor::new(context, registry);
+    driver::adopt(supervisor, registry, record, containers, same_boot, leaving, selinux);
 }

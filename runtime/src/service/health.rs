@@ -6,6 +6,7 @@ use crate::cgroups::Driver;
 use crate::config::Config;
 use crate::operations::{Operation, UnderWay};
 use crate::root::Problem;
+use crate::selinux::Selinux;
 use cri_api::v1 as cri;
 use network::Readiness;
 use std::collections::HashMap;
@@ -49,6 +50,8 @@ pub(super) struct Features<'a> {
     pub(super) cgroup_driver: Driver,
     /// AppArmor.
     pub(super) apparmor: &'a AppArmor,
+    /// SELinux.
+    pub(super) selinux: &'a Selinux,
 }
 
 /// Conditions, handlers and features. Does not block, because the node's heartbeat depends on it. `root` is
@@ -119,6 +122,12 @@ fn info(
         "defaultProfile": measured.apparmor.default_profile(),
         "problem": measured.apparmor.problem(),
     });
+    let selinux = serde_json::json!({
+        "enabled": measured.selinux.is_on(),
+        "defaultLabel": measured.selinux.default_label(),
+        "problem": measured.selinux.problem(),
+        "categoryPairs": measured.selinux.pairs_in_use(),
+    });
     [
         ("config", config.to_json().to_string()),
         ("network", network.to_string()),
@@ -126,6 +135,7 @@ fn info(
         ("operations", operations(under_way).to_string()),
         ("userNamespaces", users.to_string()),
         ("appArmor", apparmor.to_string()),
+        ("selinux", selinux.to_string()),
         ("cniconfig", cni.to_string()),
         ("lastCNILoadStatus", last),
     ]
@@ -246,6 +256,7 @@ mod tests {
             recursive_read_only: true,
             cgroup_driver: Driver::Cgroupfs,
             apparmor: &apparmor,
+            selinux: &Selinux::absent(),
         };
         let reply = status(&readiness(None), None, without, &Config::default(), Some(&idle));
         let users: serde_json::Value = serde_json::from_str(&reply.info["userNamespaces"]).unwrap();
@@ -268,6 +279,7 @@ mod tests {
             recursive_read_only: false,
             cgroup_driver: Driver::Cgroupfs,
             apparmor: &apparmor,
+            selinux: &Selinux::absent(),
         };
         let reply = status(&readiness(Some("no conflist")), None, without, &config, None);
         let conditions = reply.status.unwrap().conditions;
@@ -294,6 +306,7 @@ mod tests {
             recursive_read_only: true,
             cgroup_driver: Driver::Cgroupfs,
             apparmor: &apparmor,
+            selinux: &Selinux::absent(),
         };
         let ready = status(&readiness(None), None, all, &config, None);
         let announced = ready.runtime_handlers[0].features.unwrap();
@@ -310,6 +323,7 @@ mod tests {
             recursive_read_only: true,
             cgroup_driver: Driver::Cgroupfs,
             apparmor: &apparmor,
+            selinux: &Selinux::absent(),
         };
         let ready = status(&readiness(None), None, all, &Config::default(), Some(&idle));
         let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();

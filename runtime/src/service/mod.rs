@@ -32,6 +32,7 @@ use crate::config::Config;
 use crate::node::Node;
 use crate::operations::{Call, TraceId};
 use crate::root::Root;
+use crate::selinux::Selinux;
 use crate::user_namespaces::UserNamespaces;
 use ::image::ImageStore;
 use network::Cni;
@@ -64,6 +65,8 @@ pub(crate) struct Backend {
     pub(crate) user_namespaces: UserNamespaces,
     /// AppArmor.
     pub(crate) apparmor: AppArmor,
+    /// SELinux.
+    pub(crate) selinux: Selinux,
     /// Stats of containers and pods.
     pub(crate) stats: Arc<StatsCache>,
     /// Metrics of pods and containers.

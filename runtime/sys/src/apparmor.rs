@@ -1,14 +1,11 @@
 //! AppArmor (apparmor(7), proc_pid_attr(5)): whether the kernel enforces it, which profiles it has, and the profile that
 //! the calling process gets at its next execve(2).
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::fs;
+use std::io;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, fstatfs};
-
-use crate::beneath;
+use crate::host_proc::HostProc;
 
 /// `Y` if the kernel enforces it.
 const ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
@@ -45,44 +42,16 @@ fn is_listed(profiles: &str, name: &str) -> bool {
     profiles.lines().any(|line| line.rsplit_once(" (").is_some_and(|(listed, _)| listed == name))
 }
 
-/// The /proc of the calling process, for [`HostProc::set_on_exec`] after it has entered another mount namespace, whose /proc
-/// may be of anybody's making.
-#[derive(Debug)]
-pub struct HostProc(OwnedFd);
-
-impl HostProc {
-    /// Opens /proc.
-    ///
-    /// # Errors
-    /// InvalidInput if it is not a procfs; open(2).
-    pub fn open() -> io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open("/proc", flags, Mode::empty())?;
-        if fstatfs(&root)?.f_type != PROC_SUPER_MAGIC {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "/proc is not a procfs"));
-        }
-        Ok(Self(root))
+/// Changes to the profile `name` at the next execve of the calling process. Its children inherit that until they call
+/// execve themselves.
+///
+/// # Errors
+/// NotFound: the kernel has no such profile. PermissionDenied: the profile of the caller does not allow the change.
+pub fn set_on_exec(proc: &HostProc, name: &str) -> io::Result<()> {
+    if name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the name of a profile"));
     }
-
-    /// Changes to the profile `name` at the next execve of the calling process. Its children inherit that until they call
-    /// execve themselves.
-    ///
-    /// # Errors
-    /// NotFound: the kernel has no such profile. PermissionDenied: the profile of the caller does not allow the change.
-    pub fn set_on_exec(&self, name: &str) -> io::Result<()> {
-        if name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the name of a profile"));
-        }
-        // No mount that lies on the file is followed. `thread-self` is an ordinary symlink.
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
-        let file = beneath::resolve(self.0.as_fd(), ON_EXEC, OFlags::WRONLY, Mode::empty(), resolve)?;
-        let command = format!("exec {name}");
-        // The kernel takes a command in one write.
-        match File::from(file).write(command.as_bytes())? {
-            written if written == command.len() => Ok(()),
-            written => Err(io::Error::other(format!("{written} of {} bytes were taken", command.len()))),
-        }
-    }
+    proc.write(ON_EXEC, &format!("exec {name}"))
 }
 
 #[cfg(test)]
@@ -104,14 +73,14 @@ mod tests {
     fn what_is_no_name_is_not_written() {
         let proc = HostProc::open().unwrap();
         for name in [String::new(), "a\nb".to_owned(), "a\0".to_owned(), "x".repeat(MAX_NAME + 1)] {
-            assert_eq!(proc.set_on_exec(&name).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert_eq!(set_on_exec(&proc, &name).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         }
     }
 
     /// No kernel has it; one without AppArmor has no such file either.
     #[test]
     fn an_unknown_profile_is_an_error() {
-        let error = HostProc::open().unwrap().set_on_exec("copepod-test-no-such-profile").unwrap_err();
+        let error = set_on_exec(&HostProc::open().unwrap(), "copepod-test-no-such-profile").unwrap_err();
         assert!(matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput), "{error}");
     }
 }

@@ -10,7 +10,7 @@ mod filesystem;
 pub use attributes::{
     Attributes, PropagationType, add_attributes, add_attributes_below, change, idmap, set_propagation,
 };
-pub use filesystem::{FsOption, create, create_at, errno, tmpfs, with_text};
+pub use filesystem::{FsOption, create, create_at, errno, label, labelled_tmpfs, tmpfs, with_text};
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};

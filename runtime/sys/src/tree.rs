@@ -11,7 +11,7 @@
 mod remove;
 mod trash;
 mod usage;
-mod walk;
+pub(crate) mod walk;
 
 use std::ffi::{CString, OsStr};
 use std::io;

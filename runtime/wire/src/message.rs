@@ -91,8 +91,12 @@ pub mod feature {
     pub const TERMINAL_SIZE: &str = "terminal-size";
     /// [`crate::ProcessPlan::apparmor`] is applied. A shim without this feature refuses plans that have it.
     pub const APPARMOR: &str = "apparmor";
+    /// [`crate::ProcessPlan::selinux`] and the labels of files are applied. A shim without this feature refuses plans that
+    /// have them.
+    pub const SELINUX: &str = "selinux";
     /// All features of this build.
-    pub const ALL: [&str; 6] = [STARTED_EVENT, STRICT_PLANS, EXEC_DEADLINE, ATTACH, TERMINAL_SIZE, APPARMOR];
+    pub const ALL: [&str; 7] =
+        [STARTED_EVENT, STRICT_PLANS, EXEC_DEADLINE, ATTACH, TERMINAL_SIZE, APPARMOR, SELINUX];
 }
 
 /// An object that a shim holds.

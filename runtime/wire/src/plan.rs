@@ -90,6 +90,10 @@ pub struct ProcessPlan {
     /// profile of the shim. (Feature `apparmor`.)
     #[serde(skip_serializing_if = "String::is_empty")]
     pub apparmor: String,
+    /// SELinux label that execve changes to, and label of the session keyring; not serialized if empty, which leaves the
+    /// choice to the policy. (Feature `selinux`.)
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub selinux: String,
     /// umask(2) of the process.
     pub umask: u32,
     /// oom_score_adj, raised if the host does not allow this value; `None` means 0.
@@ -278,6 +282,10 @@ pub struct MountPlan {
     /// the layer store instead.
     #[serde(default, skip_serializing_if = "is_false")]
     pub idmap: bool,
+    /// Only for sources on the host: the SELinux label that the source gets, with everything in it that is on the same file
+    /// system; not serialized if empty. (Feature `selinux`.)
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub relabel: String,
 }
 
 impl MountPlan {
@@ -293,6 +301,7 @@ impl MountPlan {
             nodev: false,
             noexec: false,
             idmap: false,
+            relabel: String::new(),
         }
     }
 }
@@ -352,6 +361,10 @@ pub struct ContainerPlan {
     pub cgroup: CgroupPlan,
     /// The container is privileged: /sys and cgroups are writable, and it has the host's devices.
     pub privileged: bool,
+    /// SELinux label of all files in its root file system, its image volumes and its own file systems (mount option
+    /// `context`); not serialized if empty. (Feature `selinux`.)
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub file_label: String,
 }
 
 /// A process to start in a running container.
@@ -409,6 +422,12 @@ pub struct PausePlan {
     /// As [`ProcessPlan::apparmor`].
     #[serde(skip_serializing_if = "String::is_empty")]
     pub apparmor: String,
+    /// As [`ProcessPlan::selinux`].
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub selinux: String,
+    /// SELinux label of the files in the pod's /dev/shm; not serialized if empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub file_label: String,
     /// oom_score_adj, raised if the host does not allow this value.
     pub oom_score_adj: i32,
     /// Cgroups.

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use model::User;
 use oci_spec::runtime::Spec;
-use sys::apparmor::HostProc;
+use sys::host_proc::HostProc;
 use wire::{ErrorKind, ProcessPlan};
 
 use super::late::Late;
@@ -30,7 +30,7 @@ pub(crate) struct InitData {
     pub(crate) create_pipe: OwnedFd,
     /// The process plan.
     pub(crate) process: ProcessPlan,
-    /// The host's /proc, if the process gets an AppArmor profile.
+    /// The host's /proc, if the process gets an AppArmor profile or an SELinux label.
     pub(crate) host_proc: Option<HostProc>,
     /// The user.
     pub(crate) user: User,

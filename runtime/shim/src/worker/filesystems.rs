@@ -29,22 +29,24 @@ impl Cgroups {
     }
 }
 
-/// Creates the file system of a mount that has no source on the host.
-pub(super) fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<OwnedFd> {
+/// Creates the file system of a mount that has no source on the host. Where the kernel lets a file system have one SELinux
+/// label, it has `label`. The files of the others show namespaces, and policies know their labels.
+pub(super) fn create(plan: &MountPlan, cgroups: Cgroups, label: &str) -> std::io::Result<OwnedFd> {
     let attributes = attributes(plan);
     match &plan.kind {
         MountKind::Proc => mount::create("proc", &[FsOption::Value("source", "proc")], attributes),
         MountKind::Sysfs => mount::create("sysfs", &[FsOption::Value("source", "sysfs")], attributes),
         MountKind::Mqueue => mount::create("mqueue", &[FsOption::Value("source", "mqueue")], attributes),
         MountKind::Devpts => {
-            let options = [
+            let mut options = vec![
                 FsOption::Value("source", "devpts"),
                 FsOption::Flag("newinstance"),
                 FsOption::Value("ptmxmode", "0666"),
                 FsOption::Value("mode", "0620"),
-                // The group tty in all distributions.
-                FsOption::Value("gid", "5"),
             ];
+            options.extend(mount::label(label));
+            // The group tty in all distributions.
+            options.push(FsOption::Value("gid", "5"));
             mount::create("devpts", &options, attributes).or_else(|error| match options.split_last() {
                 // A user namespace may not map the group.
                 Some((_, rest)) if mount::errno(&error) == rustix::io::Errno::INVAL.raw_os_error() => {
@@ -53,11 +55,14 @@ pub(super) fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<Owne
                 _ => Err(error),
             })
         }
-        MountKind::Tmpfs { mode, size } => mount::tmpfs(*mode, *size, attributes),
+        MountKind::Tmpfs { mode, size } => mount::labelled_tmpfs(*mode, *size, attributes, label),
         MountKind::Cgroup => match cgroups {
             Cgroups::Own => mount::create("cgroup2", &[FsOption::Value("source", "cgroup")], attributes),
             // Leaves are bound below it; it is made read-only after that.
-            Cgroups::Leaves => mount::tmpfs(0o755, 1 << 20, Attributes { readonly: false, ..attributes }),
+            Cgroups::Leaves => {
+                let attributes = Attributes { readonly: false, ..attributes };
+                mount::labelled_tmpfs(0o755, 1 << 20, attributes, label)
+            }
             Cgroups::Host => Err(std::io::Error::other("bug in copepod: its source was not cloned")),
         },
         MountKind::PodShm | MountKind::Bind { .. } | MountKind::Image { .. } | MountKind::File { .. } => {

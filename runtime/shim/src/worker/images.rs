@@ -11,7 +11,7 @@ use std::path::Path;
 
 use rustix::fs::{FileType, OFlags, fstat};
 use sys::mount::{self, Attributes};
-use wire::{ErrorKind, Failure, MountKind, MountPlan};
+use wire::{ContainerPlan, ErrorKind, Failure, MountKind, MountPlan};
 
 use super::rootfs::lower_only;
 use super::scratch::Scratch;
@@ -43,20 +43,22 @@ impl Images {
     ///
     /// With a user namespace, their files have the owners that it maps them to, because the layer store is id-mapped.
     pub(super) fn assemble(
-        mounts: &[MountPlan],
+        container: &ContainerPlan,
         scratch: &Scratch,
         at: &Path,
         users: Option<Users<'_>>,
     ) -> Step<Self> {
         let mut images = Vec::new();
-        for plan in mounts {
+        let label = container.file_label.as_str();
+        for plan in &container.mounts {
             let MountKind::Image { image, layers, sub_path } = &plan.kind else { continue };
             let stage = format!("volume {}", plan.target);
             let what = format!("image {image}");
             let failed_here = |error| failed(internal(&stage, &what)(error));
-            let empty =
-                layers.is_empty().then(|| Users::as_root(users, || without_layers().map_err(failed_here)));
-            let top = attach(layers, empty.transpose()?, scratch, images.len(), at).map_err(failed_here)?;
+            let make_empty = || without_layers(label).map_err(failed_here);
+            let empty = layers.is_empty().then(|| Users::as_root(users, make_empty)).transpose()?;
+            let place = Place { scratch, index: images.len(), at };
+            let top = attach(layers, empty, label, &place).map_err(failed_here)?;
             let source = find(&top, sub_path)
                 .map_err(internal(&stage, format!("image_sub_path {sub_path:?} in image {image}")))
                 .map_err(failed)?;
@@ -88,26 +90,27 @@ impl Images {
 }
 
 /// The root of an image without layers. Its folder belongs to the caller's file-system ids.
-fn without_layers() -> io::Result<OwnedFd> {
-    mount::tmpfs(0o755, EMPTY_SIZE, Attributes::default())
+fn without_layers(label: &str) -> io::Result<OwnedFd> {
+    mount::labelled_tmpfs(0o755, EMPTY_SIZE, Attributes::default(), label)
 }
 
-/// Mounts an image, or `empty` instead, in the scratch root and returns the mount's root.
-fn attach(
-    layers: &[String],
-    empty: Option<OwnedFd>,
-    scratch: &Scratch,
+/// Where an image volume is assembled: the scratch root, which is attached at `at`.
+struct Place<'a> {
+    scratch: &'a Scratch,
     index: usize,
-    at: &Path,
-) -> io::Result<OwnedFd> {
-    let name = format!("images/{index}");
-    let path = at.join(&name);
+    at: &'a Path,
+}
+
+/// Mounts an image, or `empty` instead, in the scratch root and returns the mount's root. `label`: of its files.
+fn attach(layers: &[String], empty: Option<OwnedFd>, label: &str, place: &Place<'_>) -> io::Result<OwnedFd> {
+    let name = format!("images/{}", place.index);
+    let path = place.at.join(&name);
     create_dir_all(&path)?;
     match empty {
         Some(empty) => mount::attach_at(empty.as_fd(), &path)?,
-        None => lower_only(layers, &path)?,
+        None => lower_only(layers, label, &path)?,
     }
-    scratch.open(&name)
+    place.scratch.open(&name)
 }
 
 /// Opens (O_PATH) a file or folder of the image at `top`.

@@ -12,6 +12,7 @@ mod locked;
 mod mounts;
 mod nested;
 mod placement;
+mod relabel;
 mod rootfs;
 mod scratch;
 mod stage;
@@ -120,7 +121,7 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
         .map_err(internal("namespaces", "kubelet's mount namespace"))?;
     let table = volumes::Table::open()?;
     let sources = rootfs::clone_sources(&plan.rootfs, users)?;
-    let mut late = mounts::clone_late(&split.init, &plan.cgroup, plan.namespaces.cgroup, users)?;
+    let mut late = mounts::clone_late(&split.init, &plan, users)?;
     let early_mounts = early::clone(&split.worker, users)?;
 
     // In a copy of the pod's namespace: attach the clones.
@@ -129,11 +130,11 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     sys::namespace::unshare_mount().map_err(internal("namespaces", "a mount namespace for the container"))?;
     let own = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
     let at = bundle::rootfs(&id);
-    let scratch = Users::as_root(users, || Scratch::attach(&at, users.is_some()))?;
+    let scratch = Users::as_root(users, || Scratch::attach(&at, users.is_some(), &plan.file_label))?;
     // As root of the host: an overlay accesses its layers with the ids of its creator.
     let attached = sources.attach()?;
-    rootfs::assemble(&plan.rootfs, &Scratch::root_below(&at))?;
-    let images = Images::assemble(&plan.mounts, &scratch, &at, users)?;
+    rootfs::assemble(&plan.rootfs, &plan.file_label, &Scratch::root_below(&at))?;
+    let images = Images::assemble(&plan, &scratch, &at, users)?;
     attached.detach()?;
     let root = scratch.root()?;
     // Before volumes are attached: the user and these folders must depend on the image only.

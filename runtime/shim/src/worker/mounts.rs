@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::symlinkat;
 use sys::mount::{self, Attributes, PropagationType};
-use wire::{CgroupPlan, MountKind, MountPlan};
+use wire::{ContainerPlan, MountKind, MountPlan};
 
 use super::filesystems::{Cgroups, create};
 use super::images::{self, Images};
@@ -28,24 +28,28 @@ pub(super) struct Mount {
     cgroups: Cgroups,
     /// Cgroup folders to bind below it, by hierarchy.
     leaves: Vec<(String, OwnedFd)>,
+    /// The SELinux label of its files, if its file system is a new one; may be empty.
+    label: String,
 }
 
 impl Mount {
     pub(super) fn new(plan: MountPlan, place: Place) -> Self {
-        Self { plan, place, tree: None, cgroups: Cgroups::Leaves, leaves: Vec::new() }
+        let (cgroups, leaves, label) = (Cgroups::Leaves, Vec::new(), String::new());
+        Self { plan, place, tree: None, cgroups, leaves, label }
     }
 }
 
 /// Clones the sources of init's mounts, in kubelet's mount namespace; staged ones are attached by the worker.
 pub(super) fn clone_late(
     init: &[(Place, MountPlan)],
-    cgroup: &CgroupPlan,
-    own_cgroup_namespace: bool,
+    container: &ContainerPlan,
     users: Option<Users<'_>>,
 ) -> Step<Vec<Mount>> {
+    let cgroup = &container.cgroup;
     init.iter()
         .map(|(place, plan)| {
             let mut mount = Mount::new(plan.clone(), *place);
+            mount.label.clone_from(&container.file_label);
             if *place == Place::Late {
                 mount.tree = volumes::clone(plan, users)?;
             }
@@ -56,7 +60,7 @@ pub(super) fn clone_late(
                     mount::set_propagation(tree.as_fd(), PropagationType::Private, false)?;
                     Ok(tree)
                 };
-                mount.cgroups = Cgroups::of(cgroup, own_cgroup_namespace);
+                mount.cgroups = Cgroups::of(cgroup, container.namespaces.cgroup);
                 match mount.cgroups {
                     Cgroups::Leaves => {
                         for member in &cgroup.members {
@@ -103,7 +107,8 @@ pub(super) fn is_own_dev(plan: &MountPlan) -> bool {
 /// Creates the container's own /dev in the worker and fills it.
 pub(super) fn create_dev(mounts: &mut [Mount], fill: impl FnOnce(BorrowedFd<'_>) -> Step<()>) -> Step<()> {
     let Some(mount) = mounts.iter_mut().find(|mount| is_own_dev(&mount.plan)) else { return Ok(()) };
-    let tree = create(&mount.plan, mount.cgroups).map_err(internal("mount /dev", "new file system"))?;
+    let tree = create(&mount.plan, mount.cgroups, &mount.label);
+    let tree = tree.map_err(internal("mount /dev", "new file system"))?;
     fill(tree.as_fd())?;
     mount.tree = Some(tree);
     Ok(())
@@ -178,7 +183,10 @@ fn tree_of(scratch: &Scratch, mount: &mut Mount) -> Step<OwnedFd> {
     match (mount.tree.take(), mount.place) {
         (Some(tree), _) => Ok(tree),
         (None, Place::Staged(index)) => scratch.staged(index).map_err(internal(&stage, "staged volume")),
-        (None, _) => create(&mount.plan, mount.cgroups).map_err(internal(&stage, "new file system")),
+        (None, _) => {
+            let created = create(&mount.plan, mount.cgroups, &mount.label);
+            created.map_err(internal(&stage, "new file system"))
+        }
     }
 }
 

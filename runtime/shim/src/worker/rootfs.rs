@@ -65,23 +65,24 @@ pub(super) fn clone_sources(plan: &RootfsPlan, users: Option<Users<'_>>) -> Step
 }
 
 /// Creates the overlay and attaches it at `at`, in the worker's mount namespace. Its sources must be attached.
-pub(super) fn assemble(plan: &RootfsPlan, at: &Path) -> Step<()> {
+/// Its files have the SELinux label `label`, or, if that is empty, those of the layers and the writable folder.
+pub(super) fn assemble(plan: &RootfsPlan, label: &str, at: &Path) -> Step<()> {
     let (upper, work) = (format!("{WRITABLE}/upper"), format!("{WRITABLE}/work"));
     let writable = Writable { upper: &upper, work: &work, volatile: plan.volatile };
     let what = || format!("overlay of {} layers on {}", plan.layers.len(), plan.rw);
     let names = names(&plan.layers).map_err(|text| invalid(STAGE, text))?;
-    overlay(&names, Some(writable), at).map_err(|error| internal(STAGE, what())(error))
+    overlay(&names, Some(writable), label, at).map_err(|error| internal(STAGE, what())(error))
 }
 
 /// Creates an overlay of layers alone, which is read-only, and attaches it at `at`, a folder. The layer store must be
 /// attached.
-pub(super) fn lower_only(layers: &[String], at: &Path) -> io::Result<()> {
+pub(super) fn lower_only(layers: &[String], label: &str, at: &Path) -> io::Result<()> {
     let mut names = names(layers).map_err(io::Error::other)?;
     // Without an upper folder the kernel wants two layers. (A bind mount of a single layer would show its whiteouts.)
     if let [_] = layers {
         names.push(EMPTY.to_owned());
     }
-    overlay(&names, None, at)
+    overlay(&names, None, label, at)
 }
 
 /// The folders of an overlay that is not read-only.
@@ -106,7 +107,7 @@ fn names(layers: &[String]) -> Result<Vec<String>, String> {
 }
 
 /// Creates an overlay of `names` and attaches it at `at`, which is created if missing.
-fn overlay(names: &[String], writable: Option<Writable<'_>>, at: &Path) -> io::Result<()> {
+fn overlay(names: &[String], writable: Option<Writable<'_>>, label: &str, at: &Path) -> io::Result<()> {
     // An absolute name is that of the empty folder.
     let lower: Vec<String> = names.iter().map(|name| in_store(name)).collect();
     let mut options = vec![FsOption::Value("source", "overlay")];
@@ -115,12 +116,13 @@ fn overlay(names: &[String], writable: Option<Writable<'_>>, at: &Path) -> io::R
         options.extend([FsOption::Value("upperdir", upper), FsOption::Value("workdir", work)]);
         options.extend(volatile.then_some(FsOption::Flag("volatile")));
     }
+    options.extend(mount::label(label));
     fs::create_dir_all(at)?;
     match mount::create("overlay", &options, Attributes::default()) {
         Ok(overlay) => mount::attach_at(overlay.as_fd(), at),
         Err(error) if mount::errno(&error) == rustix::io::Errno::INVAL.raw_os_error() => {
             // If both ways fail, the first error says more.
-            by_names(Path::new(LAYERS), names, writable, at)
+            by_names(Path::new(LAYERS), names, writable, label, at)
                 .map_err(|second| mount::with_text(&error, format!("by mount(2): {second}")))
         }
         Err(error) => Err(error),
@@ -154,7 +156,13 @@ pub(super) fn make_folders(root: &Root, plan: &RootfsPlan) -> Step<()> {
     clippy::disallowed_methods,
     reason = "the worker has one thread, and relative names of layers need it"
 )]
-fn by_names(store: &Path, layers: &[String], writable: Option<Writable<'_>>, at: &Path) -> io::Result<()> {
+fn by_names(
+    store: &Path,
+    layers: &[String],
+    writable: Option<Writable<'_>>,
+    label: &str,
+    at: &Path,
+) -> io::Result<()> {
     if layers.iter().any(|layer| layer.contains([':', ',', '\\'])) {
         return Err(io::Error::other("a layer's name has a separator"));
     }
@@ -162,6 +170,10 @@ fn by_names(store: &Path, layers: &[String], writable: Option<Writable<'_>>, at:
     if let Some(Writable { upper, work, volatile }) = writable {
         let volatile = if volatile { ",volatile" } else { "" };
         options = format!("{options},upperdir={upper},workdir={work}{volatile}");
+    }
+    if !label.is_empty() {
+        // A level may have commas.
+        options = format!("{options},context=\"{label}\"");
     }
     std::env::set_current_dir(store)?;
     let mounted = mount::create_at("overlay", at, &options);
@@ -187,7 +199,7 @@ mod tests {
         let layers = ["a".to_owned(), "b".to_owned()];
         let (upper, work) = (text("upper"), text("work"));
         let writable = Writable { upper: &upper, work: &work, volatile: true };
-        by_names(&path("store"), &layers, Some(writable), &path("at")).unwrap();
+        by_names(&path("store"), &layers, Some(writable), "", &path("at")).unwrap();
         let seen = [fs::read_to_string(path("at/both")), fs::read_to_string(path("at/below"))];
         let written = fs::write(path("at/new"), "n");
         mount::detach(&path("at")).unwrap();
@@ -195,9 +207,9 @@ mod tests {
         written.unwrap();
         assert!(path("upper/new").exists());
         let wrong = ["a:b".to_owned()];
-        assert!(by_names(&path("store"), &wrong, None, &path("at")).is_err());
+        assert!(by_names(&path("store"), &wrong, None, "", &path("at")).is_err());
         // Layers alone are read-only.
-        by_names(&path("store"), &layers, None, &path("at")).unwrap();
+        by_names(&path("store"), &layers, None, "", &path("at")).unwrap();
         let (seen, written) = (fs::read_to_string(path("at/both")), fs::write(path("at/new"), "n"));
         mount::detach(&path("at")).unwrap();
         assert_eq!(seen.unwrap(), "a");

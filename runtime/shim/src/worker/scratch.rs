@@ -45,10 +45,12 @@ impl Scratch {
     /// With `users`, the container has a user namespace: the kernel lets init mount a new proc and a new sysfs only if
     /// init's mount namespace has one that nothing hides (`mount_too_revealing`). They are gone once init leaves the
     /// scratch root.
-    pub(super) fn attach(at: &Path, users: bool) -> Step<Self> {
+    ///
+    /// Masked paths show files of it, so they have the SELinux label of the container's files.
+    pub(super) fn attach(at: &Path, users: bool, label: &str) -> Step<Self> {
         // No nodev: libcontainer opens the null device in it.
         let attributes = Attributes { nosuid: true, noexec: true, ..Attributes::default() };
-        let fd = mount::tmpfs(0o755, SIZE, attributes).map_err(internal(STAGE, "tmpfs"))?;
+        let fd = mount::labelled_tmpfs(0o755, SIZE, attributes, label).map_err(internal(STAGE, "tmpfs"))?;
         let fill = || -> io::Result<()> {
             for name in ["dev", "root", "stage", "empty"] {
                 mkdirat(&fd, name, Mode::from_raw_mode(0o755))?;

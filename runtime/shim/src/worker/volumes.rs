@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sys::mount::{self, Attributes, PropagationType};
 use wire::{MountKind, MountPlan};
 
+use super::relabel;
 use super::stage::{Step, internal, invalid, show_volume};
 use super::tree;
 use super::users::Users;
@@ -128,6 +129,7 @@ pub(super) fn clone(plan: &MountPlan, users: Option<Users<'_>>) -> Step<Option<O
     };
     let opened = opened.map_err(internal(&stage, source.path))?;
     check_propagation(&source, opened.as_fd(), &stage)?;
+    relabel::apply(opened.as_fd(), plan, &stage)?;
     let kind = tree::kind(opened.as_fd()).map_err(internal(&stage, source.path))?;
     let tree =
         mount::clone(opened.as_fd(), kind == tree::Kind::Directory).map_err(internal(&stage, source.path))?;

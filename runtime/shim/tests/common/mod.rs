@@ -300,6 +300,7 @@ impl Pod {
             process: process(args),
             cgroup: CgroupPlan::default(),
             privileged: false,
+            file_label: String::new(),
         }
     }
 

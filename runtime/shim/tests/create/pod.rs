@@ -87,6 +87,7 @@ impl Pod {
             },
             cgroup: CgroupPlan::default(),
             privileged: false,
+            file_label: String::new(),
         }
     }
 

@@ -53,7 +53,7 @@ pub(crate) fn shim_side(path: &Path) {
     })
     .unwrap();
     podns::enter().unwrap();
-    podns::attach_shm(1 << 20).unwrap();
+    podns::attach_shm(1 << 20, "").unwrap();
     let outcome = run(&scenario, kubelet_mntns, cgroups);
     assert_eq!(wait(churning), 0);
     result.write_all(&serde_json::to_vec(&outcome).unwrap()).unwrap();

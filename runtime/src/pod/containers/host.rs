@@ -1,4 +1,4 @@
-//! What a new container needs from the host beside its image: seccomp filter, AppArmor profile, device nodes. It is looked up
+//! What a new container needs from the host beside its image: seccomp filter, AppArmor profile, SELinux labels, device nodes. It is looked up
 //! before anything is created.
 
 use super::super::context::Context;
@@ -8,7 +8,7 @@ use crate::cgroups::host_devices;
 use crate::error::Error;
 use crate::seccomp::Compiled;
 use crate::shims::Client;
-use model::ContainerRecord;
+use model::{ContainerRecord, PodRecord, SelinuxLabels};
 use spec::devices::HostDevice;
 use std::sync::Arc;
 
@@ -18,6 +18,8 @@ pub(super) struct HostParts {
     pub(super) seccomp: Option<Arc<Compiled>>,
     /// The name of its AppArmor profile; empty for none.
     pub(super) apparmor: String,
+    /// Its SELinux labels; `None` if its pod has none.
+    pub(super) selinux: Option<SelinuxLabels>,
     /// The device nodes that the request names. They can be on any file system of the node.
     pub(super) devices: Vec<HostDevice>,
 }
@@ -29,9 +31,12 @@ pub(super) struct HostParts {
 pub(super) async fn look_up(
     context: &Arc<Context>,
     client: &Client,
+    pod: &PodRecord,
     record: &ContainerRecord,
 ) -> Result<HostParts, Error> {
-    let (security, pod) = (&record.config.security, record.pod.as_str());
+    let security = &record.config.security;
+    let selinux = context.selinux.container(pod, &security.selinux).await?;
+    let pod = record.pod.as_str();
     let seccomp = if security.privileged {
         None
     } else {
@@ -40,14 +45,14 @@ pub(super) async fn look_up(
     };
     let apparmor = apparmor(context, client, record).await?;
     if record.config.devices.is_empty() && !security.privileged {
-        return Ok(HostParts { seccomp, apparmor, devices: Vec::new() });
+        return Ok(HostParts { seccomp, apparmor, selinux, devices: Vec::new() });
     }
     let config = record.config.clone();
     let paths: Vec<&str> = config.devices.iter().map(|device| device.host_path.as_str()).take(4).collect();
     let file =
         format!("devices: host_path {}", if paths.is_empty() { "/dev".to_owned() } else { paths.join(", ") });
     let devices = foreign::read(pod, "devices", file, move || Ok(host_devices::find(&config)?));
-    Ok(HostParts { seccomp, apparmor, devices: devices.await? })
+    Ok(HostParts { seccomp, apparmor, selinux, devices: devices.await? })
 }
 
 /// The name of the container's AppArmor profile; empty for none.

@@ -52,7 +52,7 @@ impl Rig {
             Reservation::Join(_, reply) => reply,
             Reservation::New(channels, reply) => {
                 let supervisor = Arc::clone(&self.supervisor);
-                launch(supervisor, Arc::clone(&self.registry), channels, config(), String::new());
+                launch(supervisor, Arc::clone(&self.registry), channels, config(), Granted::default());
                 reply
             }
         }

@@ -52,7 +52,7 @@ pub(crate) use link::GREETING;
 
 use crate::error::Error;
 use model::transition::{self, ContainerEvent, PodEvent};
-use model::{ContainerId, ContainerPhase, ContainerRecord, PodConfig, PodId, PodPhase, PodRecord};
+use model::{ContainerId, ContainerPhase, ContainerRecord, PodPhase, PodRecord};
 use stage::{Container, Fate, Link, PodStage};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -75,9 +75,8 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    /// Creates a new pod; its launch is the first job. `scope` is that of its record.
-    pub(crate) fn launch(id: PodId, config: PodConfig, scope: String, now: Moment) -> (Self, Vec<Action>) {
-        let record = PodRecord { scope, ..PodRecord::new(id, config, now.wall) };
+    /// Creates a new pod; its launch is the first job.
+    pub(crate) fn launch(record: PodRecord, now: Moment) -> (Self, Vec<Action>) {
         let mut life = Self::new(record, PodStage::Launching, Fate::Stays, Link::None, now);
         life.begin(Job::Launch(Arc::clone(&life.record)));
         let actions = std::mem::take(&mut life.actions);

@@ -46,14 +46,11 @@ const MAX_ARGUMENT: usize = 128 * 1024 - 1;
 /// thousands.
 const MAX_ENTRIES: usize = 64 * 1024;
 
-/// What the host can do, as far as requests may ask for it. SELinux is not implemented: where the host enforces it, a label
-/// in a request must be refused, not ignored.
+/// What the host can do, as far as requests may ask for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Host {
     /// AppArmor.
     pub(crate) apparmor: Support,
-    /// The kernel enforces SELinux.
-    pub(crate) selinux: bool,
     /// The kernel can make a mount and all mounts below it read-only.
     pub(crate) recursive_read_only: bool,
 }
@@ -61,11 +58,7 @@ pub(crate) struct Host {
 impl Host {
     /// Reads the rest from the kernel. Blocking.
     pub(crate) fn detect(apparmor: Support) -> Self {
-        Self {
-            apparmor,
-            selinux: std::path::Path::new("/sys/fs/selinux/enforce").exists(),
-            recursive_read_only: sys::mount::can_set_attributes_below(),
-        }
+        Self { apparmor, recursive_read_only: sys::mount::can_set_attributes_below() }
     }
 
     /// Logs what an operator of such a host would not expect.

@@ -53,11 +53,6 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
     if recursive_read_only {
         recursive(field, readonly, propagation, host)?;
     }
-    if selinux_relabel && host.selinux {
-        return Err(field
-            .at("selinux_relabel")
-            .not_implemented("SELinux is not implemented yet, and this host enforces it"));
-    }
     Ok(Mount {
         container_path,
         host_path,

@@ -6,7 +6,7 @@ use cri_api::v1 as cri;
 use cri_api::v1::security_profile::ProfileType;
 use model::{
     AppArmorProfile, Capabilities, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces,
-    PodSecurity, SeccompProfile, UserNamespace, UserRequest,
+    PodSecurity, SeccompProfile, SelinuxOptions, UserNamespace, UserRequest,
 };
 
 /// What the deprecated strings put before the name of a profile of the node.
@@ -33,7 +33,7 @@ pub(super) fn pod_security(
         apparmor,
         seccomp_profile_path,
     } = given.unwrap_or_default();
-    selinux(&field.at("selinux_options"), selinux_options)?;
+    let selinux = selinux(&field.at("selinux_options"), selinux_options)?;
     // Both policies mean the same: pause has no image whose groups could be added.
     groups_policy(&field.at("supplemental_groups_policy"), supplemental_groups_policy)?;
     let apparmor = apparmor_profile(&field.at("apparmor"), apparmor, privileged, host)?;
@@ -59,6 +59,7 @@ pub(super) fn pod_security(
         readonly_rootfs,
         seccomp: seccomp_profile(field, seccomp, seccomp_profile_path)?,
         apparmor,
+        selinux,
     })
 }
 
@@ -106,7 +107,7 @@ pub(super) fn container_security(
         apparmor_profile: apparmor_string,
         seccomp_profile_path,
     } = given.unwrap_or_default();
-    selinux(&field.at("selinux_options"), selinux_options)?;
+    let selinux = selinux(&field.at("selinux_options"), selinux_options)?;
     let apparmor = match apparmor {
         Some(profile) => Some(profile),
         None => profile_of_string(&field.at("apparmor_profile"), apparmor_string)?,
@@ -132,6 +133,7 @@ pub(super) fn container_security(
         readonly_paths: super::each(field, "readonly_paths", readonly_paths, super::absolute)?,
         seccomp: seccomp_profile(field, seccomp, seccomp_profile_path)?,
         apparmor,
+        selinux,
     })
 }
 
@@ -154,16 +156,21 @@ fn groups_policy(field: &Field<'_>, value: i32) -> Result<GroupsPolicy> {
     }
 }
 
-fn selinux(field: &Field<'_>, given: Option<cri::SeLinuxOption>) -> Result<()> {
+/// The parts of a label. Whether the policy knows them is asked later, and only where there is one.
+fn selinux(field: &Field<'_>, given: Option<cri::SeLinuxOption>) -> Result<SelinuxOptions> {
     let cri::SeLinuxOption { user, role, r#type, level } = given.unwrap_or_default();
-    for (name, value) in [("user", user), ("role", role), ("type", r#type), ("level", level)] {
-        if !value.is_empty() {
-            return Err(field.at(name).not_implemented(format!(
-                "SELinux is not implemented yet (asked for {value:?}); leave it empty"
-            )));
+    for (name, value) in [("user", &user), ("role", &role), ("type", &r#type)] {
+        if !value.is_empty() && !spec::selinux::is_part(value) {
+            let want = "must be 1 to 128 letters, digits, '_', '-' and '.'";
+            return Err(field.at(name).invalid(value, want));
         }
     }
-    Ok(())
+    if !level.is_empty() && !spec::selinux::is_level(&level) {
+        let want = "must be a level, such as s0, s0:c1,c2 or s0-s0:c0.c1023, with sensitivities up to 15 and categories \
+                    up to 1023";
+        return Err(field.at("level").invalid(level, want));
+    }
+    Ok(SelinuxOptions { user, role, kind: r#type, level })
 }
 
 /// The AppArmor profile of a request; [`crate::apparmor`] says what becomes of it. A profile that the host cannot apply is

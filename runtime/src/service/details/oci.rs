@@ -136,6 +136,7 @@ fn process(container: &ContainerRecord) -> Value {
         "noNewPrivileges": plan.no_new_privs,
         "oomScoreAdj": plan.oom_score_adj,
         "apparmorProfile": plan.apparmor,
+        "selinuxLabel": plan.selinux,
     })
 }
 

@@ -6,7 +6,7 @@ use cri_api::v1 as cri;
 use cri_api::v1::security_profile::ProfileType;
 use model::{
     AppArmorProfile, ContainerRecord, Dns, PodConfig, PortMapping, Protocol, Resources, SeccompProfile,
-    UserRequest,
+    SelinuxOptions, UserRequest,
 };
 use serde_json::{Value, json};
 
@@ -41,6 +41,7 @@ pub(super) fn pod(config: &PodConfig) -> Value {
                 "privileged": security.privileged,
                 "seccomp": seccomp(&security.seccomp),
                 "apparmor": apparmor(&security.apparmor),
+                "selinux_options": selinux(&security.selinux),
             },
         },
     })
@@ -119,6 +120,7 @@ fn security(security: &model::ContainerSecurity) -> Value {
         "readonly_paths": security.readonly_paths,
         "seccomp": seccomp(&security.seccomp),
         "apparmor": apparmor(&security.apparmor),
+        "selinux_options": selinux(&security.selinux),
     })
 }
 
@@ -187,6 +189,15 @@ fn apparmor(profile: &AppArmorProfile) -> Value {
         AppArmorProfile::Localhost(name) => (ProfileType::Localhost, name.as_str()),
     };
     json!({ "profile_type": i32::from(kind), "localhost_ref": reference })
+}
+
+/// CRI `SELinuxOption`.
+fn selinux(options: &SelinuxOptions) -> Value {
+    let SelinuxOptions { user, role, kind, level } = options;
+    match options.is_empty() {
+        true => Value::Null,
+        false => json!({ "user": user, "role": role, "type": kind, "level": level }),
+    }
 }
 
 fn seccomp(profile: &SeccompProfile) -> Value {

@@ -15,11 +15,12 @@ pub(super) async fn status(
     host: Host,
     cri::StatusRequest { verbose }: cri::StatusRequest,
 ) -> Result<cri::StatusResponse, Failure> {
-    let Backend { cni, config, root, user_namespaces, apparmor, cgroup_driver, .. } = backend;
+    let Backend { cni, config, root, user_namespaces, apparmor, selinux, cgroup_driver, .. } = backend;
     let measured = health::Features {
         user_namespaces: user_namespaces.problem(),
         recursive_read_only: host.recursive_read_only,
         apparmor,
+        selinux,
         cgroup_driver: *cgroup_driver,
     };
     let verbose = verbose.then(operations::under_way);

@@ -50,16 +50,29 @@ pub fn create_at(kind: &str, target: &Path, options: &str) -> io::Result<()> {
     Ok(rustix::mount::mount(kind, target, kind, rustix::mount::MountFlags::empty(), options.as_c_str())?)
 }
 
+/// The option that gives all files of a new file system one SELinux label; none for an empty label.
+pub fn label(label: &str) -> Option<FsOption<'_>> {
+    (!label.is_empty()).then_some(FsOption::Value("context", label))
+}
+
 /// A tmpfs. `size` 0 leaves the kernel's default, half of memory.
 ///
 /// # Errors
 /// As [`create`].
 pub fn tmpfs(mode: u32, size: u64, attributes: Attributes) -> io::Result<OwnedFd> {
-    let (mode, size) = (format!("{mode:o}"), size.to_string());
-    let options =
-        [FsOption::Value("source", "tmpfs"), FsOption::Value("mode", &mode), FsOption::Value("size", &size)];
-    let used = if size == "0" { 2 } else { 3 };
-    create("tmpfs", options.get(..used).unwrap_or(&options), attributes)
+    labelled_tmpfs(mode, size, attributes, "")
+}
+
+/// A tmpfs whose files have this SELinux label, or the policy's if it is empty.
+///
+/// # Errors
+/// As [`create`]; InvalidInput for a label that the policy does not know.
+pub fn labelled_tmpfs(mode: u32, size: u64, attributes: Attributes, label: &str) -> io::Result<OwnedFd> {
+    let (mode, text) = (format!("{mode:o}"), size.to_string());
+    let mut options = vec![FsOption::Value("source", "tmpfs"), FsOption::Value("mode", &mode)];
+    options.extend((size != 0).then_some(FsOption::Value("size", &text)));
+    options.extend(self::label(label));
+    create("tmpfs", &options, attributes)
 }
 
 /// Adds the messages in the context's log (each read returns one).

@@ -52,7 +52,7 @@ struct Closed {
 
 /// The result of leaving a folder.
 #[derive(Debug)]
-pub(super) enum Left {
+pub(crate) enum Left {
     /// The folder was the top: the walk is complete.
     Top,
     /// The parent is the current folder now.
@@ -66,7 +66,7 @@ pub(super) enum Left {
 
 /// Which entry is read next in a parent that must be opened again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// The folder that was left, a second time.
     Same,
     /// The entry after it.
@@ -75,7 +75,7 @@ pub(super) enum Next {
 
 /// A walk. Its current folder is the deepest open one.
 #[derive(Debug)]
-pub(super) struct Walk {
+pub(crate) struct Walk {
     /// The top first.
     open: VecDeque<Level>,
     /// The folders above those of `open`.
@@ -88,7 +88,7 @@ pub(super) struct Walk {
 
 impl Walk {
     /// Opens the folder `name` of `dir`; its first entry is read next.
-    pub(super) fn open(dir: BorrowedFd<'_>, name: &CStr) -> Result<Self> {
+    pub(crate) fn open(dir: BorrowedFd<'_>, name: &CStr) -> Result<Self> {
         let folder = openat2(dir, name, FOLDER, Mode::empty(), DOWN)?;
         let mut this =
             Self { open: VecDeque::new(), closed: VecDeque::new(), forgotten: false, top: name.to_owned() };
@@ -106,12 +106,12 @@ impl Walk {
     }
 
     /// The current folder.
-    pub(super) fn folder(&self) -> Result<BorrowedFd<'_>> {
+    pub(crate) fn folder(&self) -> Result<BorrowedFd<'_>> {
         self.open.back().ok_or(Errno::BADF)?.folder.fd()
     }
 
     /// The next entry of the current folder; `None` at its end.
-    pub(super) fn read(&mut self) -> Option<Result<DirEntry>> {
+    pub(crate) fn read(&mut self) -> Option<Result<DirEntry>> {
         let level = self.open.back_mut()?;
         loop {
             let entry = match level.folder.read()? {
@@ -127,7 +127,7 @@ impl Walk {
     }
 
     /// Enters a folder of the current folder. EXDEV if something is mounted on it; ELOOP or ENOTDIR if it is no folder.
-    pub(super) fn enter(&mut self, name: &CStr) -> Result<()> {
+    pub(crate) fn enter(&mut self, name: &CStr) -> Result<()> {
         let folder = loop {
             match openat2(self.folder()?, name, FOLDER, Mode::empty(), DOWN) {
                 // The process has no free descriptor: use fewer.
@@ -152,19 +152,19 @@ impl Walk {
     }
 
     /// Records that an entry of the current folder was not removed.
-    pub(super) fn fail(&mut self) {
+    pub(crate) fn fail(&mut self) {
         if let Some(level) = self.open.back_mut() {
             level.failed = true;
         }
     }
 
     /// Whether an entry of the current folder, or of one below it, was not removed.
-    pub(super) fn failed(&self) -> bool {
+    pub(crate) fn failed(&self) -> bool {
         self.open.back().is_some_and(|level| level.failed)
     }
 
     /// Goes from the current folder to its parent. If the folder has failed, so has the parent.
-    pub(super) fn leave(&mut self, next: Next) -> Left {
+    pub(crate) fn leave(&mut self, next: Next) -> Left {
         let Some(child) = self.open.pop_back() else { return Left::Top };
         if let Some(parent) = self.open.back_mut() {
             parent.failed |= child.failed;
@@ -184,7 +184,7 @@ impl Walk {
 
     /// The path of the current folder or of an entry of it, from the top, for messages. Closed folders are shown as
     /// `...`.
-    pub(super) fn path(&self, entry: Option<&CStr>) -> PathBuf {
+    pub(crate) fn path(&self, entry: Option<&CStr>) -> PathBuf {
         let mut path = PathBuf::from(OsStr::from_bytes(self.top.to_bytes()));
         if !self.closed.is_empty() || self.forgotten {
             path.push("...");

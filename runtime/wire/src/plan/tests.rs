@@ -37,6 +37,7 @@ fn container() -> ContainerPlan {
             members: vec![CgroupMember { hierarchy: "memory".into(), path: "/x".into() }],
         },
         privileged: false,
+        file_label: String::new(),
     }
 }
 
@@ -58,7 +59,7 @@ fn objects(value: &Value, at: String, found: &mut Vec<String>) {
 fn an_unknown_field_anywhere_in_a_plan_is_refused() {
     let plan = serde_json::to_value(container()).unwrap();
     assert_eq!(serde_json::from_value::<ContainerPlan>(plan.clone()).unwrap(), container());
-    for newer in ["recursive", "idmap", "\"user\":null", "apparmor"] {
+    for newer in ["recursive", "idmap", "\"user\":null", "apparmor", "selinux", "label"] {
         assert!(!plan.to_string().contains(newer), "older shims would refuse every plan: {newer}");
     }
     let mut places = Vec::new();

@@ -7,7 +7,7 @@ impl Rig {
     /// Starts the driver of a pod that an earlier daemon has left.
     fn adopt(&self, record: PodRecord, containers: Vec<ContainerRecord>, leaving: bool) {
         let supervisor = Arc::clone(&self.supervisor) as Arc<dyn Supervisor>;
-        adopt(supervisor, &self.registry, record, containers, true, leaving);
+        adopt(supervisor, &self.registry, record, containers, true, leaving, None);
     }
 
     /// Ends all jobs of a stop well, until the removal begins.

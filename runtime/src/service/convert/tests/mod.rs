@@ -8,8 +8,8 @@ use model::{
     SeccompProfile, UserRequest,
 };
 
-const PLAIN: Host = Host { apparmor: Support::Absent, selinux: false, recursive_read_only: true };
-const GUARDED: Host = Host { apparmor: Support::On, selinux: true, recursive_read_only: false };
+const PLAIN: Host = Host { apparmor: Support::Absent, recursive_read_only: true };
+const GUARDED: Host = Host { apparmor: Support::On, recursive_read_only: false };
 
 /// Every field is set to a valid value.
 #[expect(clippy::too_many_lines, reason = "a message with every field")]
@@ -191,6 +191,7 @@ fn pod_record(config: model::PodConfig) -> PodRecord {
         created_at: 42,
         phase: PodPhase::Ready,
         scope: String::new(),
+        selinux: None,
         ips: vec!["10.88.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
         netns: String::new(),
         pause_pid: 7,

@@ -5,7 +5,7 @@ use crate::apparmor::Support;
 use model::AppArmorProfile;
 
 /// A host whose operator has switched AppArmor off.
-const OFF: Host = Host { apparmor: Support::Off, selinux: true, recursive_read_only: false };
+const OFF: Host = Host { apparmor: Support::Off, recursive_read_only: false };
 
 /// A pod on this host with a changed security context.
 fn pod_on(
@@ -117,17 +117,31 @@ fn the_deprecated_apparmor_string_is_used_only_without_the_message() {
 }
 
 #[test]
-fn every_part_of_a_label_is_refused() {
-    for (name, change) in [
-        ("user", (|label| label.user = "x".into()) as fn(&mut cri::SeLinuxOption)),
-        ("role", |label| label.role = "x".into()),
-        ("type", |label| label.r#type = "x".into()),
-        ("level", |label| label.level = "x".into()),
+fn labels_have_parts_that_are_checked() {
+    let label = |user: &str, role: &str, kind: &str, level: &str| cri::SeLinuxOption {
+        user: user.into(),
+        role: role.into(),
+        r#type: kind.into(),
+        level: level.into(),
+    };
+    let full = label("system_u", "system_r", "svirt_lxc_net_t", "s0:c4,c5");
+    let wanted = model::SelinuxOptions {
+        user: "system_u".into(),
+        role: "system_r".into(),
+        kind: "svirt_lxc_net_t".into(),
+        level: "s0:c4,c5".into(),
+    };
+    assert_eq!(security(|s| s.selinux_options = Some(full.clone())).unwrap().security.selinux, wanted);
+    assert_eq!(sandbox_security(|s| s.selinux_options = Some(full)).unwrap().security.selinux, wanted);
+    assert!(security(|s| s.selinux_options = None).unwrap().security.selinux.is_empty());
+    for (name, wrong) in [
+        ("user", label("a:b", "", "", "")),
+        ("role", label("", "a\nb", "", "")),
+        ("type", label("", "", "spc t", "")),
+        ("level", label("", "", "", "s0,c4,c5")),
     ] {
-        let mut label = cri::SeLinuxOption::default();
-        change(&mut label);
         let field = format!("selinux_options.{name}");
-        refused(security(|s| s.selinux_options = Some(label.clone())), &[&field, "not implemented"]);
-        refused(sandbox_security(|s| s.selinux_options = Some(label)), &[&field, "not implemented"]);
+        refused(security(|s| s.selinux_options = Some(wrong.clone())), &[&field, "must be"]);
+        refused(sandbox_security(|s| s.selinux_options = Some(wrong)), &[&field, "must be"]);
     }
 }

@@ -226,7 +226,7 @@ impl World {
         self.pods += 1;
         let id = PodId::from_random([self.pods; 32]);
         let now = self.now();
-        let (life, actions) = Life::launch(id, pod_config(), String::new(), now);
+        let (life, actions) = Life::launch(PodRecord::new(id, pod_config(), now.wall), now);
         self.life = Some(life);
         self.name = true;
         (self.stop_asked, self.other_boot, self.committed) = (false, false, false);
