@@ -1,5 +1,4 @@
-//! What controllers see when copepod is killed again and again, and when a node loses power: nothing runs twice, is counted
-//! twice, or stays.
+//! What controllers see when copepod is killed again and again: nothing runs twice, is counted twice, or stays.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,14 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use cri_api::v1::{ContainerState, PodSandboxState};
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::objects::{container, daemon_set, is, job, name, names, on, replicated, template, text};
-use super::{Cluster, Member};
-use crate::cgroup::{self, SHIMS};
+use super::Cluster;
+use super::objects::{container, job, name, names, replicated, template, text};
 use crate::expect::ensure;
-use crate::node_test::manifests::{pod, shell, sleeper, with, with_spec};
+use crate::node_test::manifests::{pod, shell, sleeper, with};
 use crate::node_test::{Check, check};
 use crate::proc;
 use crate::wait::{self, secs};
@@ -25,13 +22,12 @@ pub(super) fn all() -> Vec<Check<Cluster>> {
         check!(deletions_end_while_copepod_dies),
         check!(pods_deleted_while_they_start_leave_nothing),
         check!(a_crash_loop_counts_on),
-        check!(pods_come_back_after_a_power_failure),
     ]
 }
 
 impl Cluster {
     /// Kills and starts the daemons of both nodes, with a pause after each.
-    async fn crash_both(&self, pause: Duration) -> Result<()> {
+    pub(super) async fn crash_both(&self, pause: Duration) -> Result<()> {
         for member in &self.members {
             member.node.crash().await.with_context(|| member.name())?;
             tokio::time::sleep(pause).await;
@@ -54,7 +50,7 @@ impl Cluster {
     }
 
     /// Waits until the API has no pod with this label, and the nodes neither.
-    async fn gone(&self, app: &str) -> Result<()> {
+    pub(super) async fn gone(&self, app: &str) -> Result<()> {
         wait::until("the pods to be deleted", secs(60), || async {
             let left = self.get(&["pods", "--selector", &format!("app={app}")]).await?;
             let left = left["items"].as_array().map(|items| names(items)).unwrap_or_default();
@@ -195,81 +191,4 @@ async fn a_crash_loop_counts_on(cluster: &Cluster) -> Result<()> {
     let found = sandboxes().await?;
     ensure!(found == ["loops"], "its sandboxes are {found:?}");
     cluster.delete(&["pod/loops"]).await
-}
-
-impl Member {
-    /// Everything that runs on the second machine ends at once, and it boots: its files are what is left.
-    async fn lose_power(&self) -> Result<()> {
-        let pods = self.node.cri.pods(None).await?;
-        self.kubelet.stop();
-        self.node.kill9()?;
-        for pod in &pods {
-            if let Ok(shim) = self.node.shim(&pod.id) {
-                for process in proc::children(shim.pid).into_iter().chain([shim]) {
-                    drop(proc::signal(process.pid, Signal::SIGKILL));
-                }
-            }
-        }
-        let root = &self.node.machine.cgroup_root;
-        cgroup::destroy(&format!("{root}/kubepods"));
-        pods.iter().for_each(|pod| cgroup::destroy(&format!("{SHIMS}/{}", pod.id)));
-        self.node.machine.reboot()?;
-        // Volatile files. A pin of the other node is a mount, and cannot be removed.
-        fs::remove_dir_all(&self.node.paths.run)?;
-        fs::create_dir_all(&self.node.paths.run)?;
-        for pin in fs::read_dir("/run/netns")?.flatten() {
-            drop(fs::remove_file(pin.path()));
-        }
-        Ok(())
-    }
-}
-
-async fn pods_come_back_after_a_power_failure(cluster: &Cluster) -> Result<()> {
-    let config = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kept"}, "data": {"word": "kept"}});
-    let mounts = json!({"volumeMounts": [{"name": "kept", "mountPath": "/kept"}]});
-    let mut agents = template("agent", json!([with(sleeper("main"), &mounts)]));
-    agents["spec"]["volumes"] = json!([{"name": "kept", "configMap": {"name": "kept"}}]);
-    agents["spec"]["initContainers"] = json!([shell("init", "sleep 0.5")]);
-    let single = with_spec(pod("single", json!([sleeper("main")])), &on("node2"));
-    // Its first pod would never end.
-    let folder = cluster.fixture.work().join("interrupted");
-    fs::create_dir_all(&folder)?;
-    let ran = json!({"volumeMounts": [{"name": "ran", "mountPath": "/ran"}]});
-    let line = with(shell("main", "if mkdir /ran/first; then sleep 100000; fi"), &ran);
-    let mut interrupted = job("interrupted", json!([line]), json!({"backoffLimit": 2}));
-    interrupted["spec"]["template"]["spec"]["volumes"] =
-        json!([{"name": "ran", "hostPath": {"path": folder}}]);
-    interrupted["spec"]["template"]["spec"]["nodeSelector"] = on("node2")["nodeSelector"].take();
-    let items = json!([config, daemon_set("agent", agents), single, interrupted]);
-    cluster.kubectl.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items})).await?;
-    cluster.kubectl.ok(&["rollout", "status", "daemonset/agent", "--timeout=80s"]).await?;
-    cluster.ready("single").await?;
-    wait::until_true("the job to run", secs(60), || folder.join("first").exists()).await?;
-    let agents = cluster.pods("agent").await?;
-    let agent =
-        agents.iter().find(|pod| text(pod, "/spec/nodeName") == "node2").map(name).context("no agent")?;
-    let before = [cluster.get(&["pod", &agent]).await?, cluster.get(&["pod", "single"]).await?];
-    let member = cluster.member("node2")?;
-    member.lose_power().await?;
-    cluster.route(member)?;
-    member.kubelet.cover()?;
-    member.node.launch().await?;
-    member.kubelet.launch().await?;
-    for pod in &before {
-        let (name, id) = (name(pod), container(pod, "main")["containerID"].clone());
-        let again = |now: &Value| is(now, "Ready") && container(now, "main")["containerID"] != id;
-        let after = cluster.until("the pod to come back", &["pod", &name], again).await?;
-        ensure!(text(&after, "/metadata/uid") == text(pod, "/metadata/uid"), "{name} is another pod");
-        ensure!(container(&after, "main")["restartCount"] == 1, "{name}: {}", after["status"]);
-        cluster.prints(&name, "hostname", &format!("{name}\n")).await?;
-    }
-    cluster.prints(&agent, "cat /kept/word", "kept").await?;
-    // The interrupted pod has failed, once, and another one has done the work.
-    cluster.kubectl.ok(&["wait", "--for=condition=complete", "job/interrupted", "--timeout=80s"]).await?;
-    let status = cluster.get(&["job", "interrupted"]).await?["status"].take();
-    ensure!(status["succeeded"] == 1 && status["failed"] == 1, "{status}");
-    for app in ["agent", "single"] {
-        cluster.agree(app).await?;
-    }
-    cluster.delete(&["daemonset/agent", "pod/single", "job/interrupted", "configmap/kept"]).await
 }

@@ -5,6 +5,7 @@
 mod between;
 mod faults;
 mod objects;
+mod outages;
 mod pods;
 mod volumes;
 mod workloads;
@@ -56,7 +57,7 @@ struct Cluster {
 pub(crate) async fn run(bin: &Path, kubelet: &Path, programs: &Path, filter: Option<&str>) -> Result<bool> {
     let begun = Instant::now();
     let all = workloads::all().into_iter().chain(volumes::all()).chain(pods::all());
-    let all = all.chain(between::all()).chain(faults::all()).collect();
+    let all = all.chain(between::all()).chain(faults::all()).chain(outages::all()).collect();
     let mut checks: Vec<Check<Cluster>> = vec![check!(nodes_are_registered)];
     checks.extend(selected(all, filter)?);
     let world = Census::take(None);
