@@ -256,3 +256,66 @@ async fn equal_layers_of_an_old_index_count_once() {
     assert_eq!(node.store.lease_for(&record.id, "new").await.unwrap().layers, record.layers);
     assert_eq!(node.store.lease_for(&record.id, "old").await.unwrap().layers, record.layers);
 }
+
+/// A layer with a folder `d`.
+fn folder_of(mode: u32, uid: u32) -> Vec<u8> {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Directory);
+    header.set_mode(mode);
+    header.set_uid(uid.into());
+    header.set_gid(0);
+    header.set_mtime(1);
+    header.set_size(0);
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append_data(&mut header, "d/", &b""[..]).unwrap();
+    builder.into_inner().unwrap()
+}
+
+/// Two images share a layer whose folder has no entry, on bases with different attributes. The daemon is killed at each
+/// step in which the layer with the right attributes is published.
+#[tokio::test]
+async fn corrected_folders_are_right_after_a_crash_at_any_step() {
+    use std::os::unix::fs::MetadataExt as _;
+    let (registry, mut node) = (Faulty::start().await, Node::new());
+    let bases = [(0o711, 5), (0o1770, 6)];
+    let names = bases.map(|(mode, uid)| {
+        let layers = [(folder_of(mode, uid), Codec::Gzip), (tar(&[("d/x", b"x")]), Codec::Gzip)];
+        registry.push(&format!("a/b{uid}"), "v", &build(&layers, ""))
+    });
+    // Whether the index, the facts of the added layer, and its folder are lost.
+    for lost in
+        [[false; 3], [true, false, false], [true, false, true], [true, true, true], [false, false, true]]
+    {
+        for name in &names {
+            node.store.pull(name, None).await.unwrap();
+        }
+        let added = node.store.resolve(&names[0]).unwrap().layers[0].clone();
+        let files = ["index.json".to_owned(), format!("facts/{added}.json")];
+        for (file, _) in files.iter().zip(lost).filter(|(_, lost)| *lost) {
+            std::fs::remove_file(node.root().join(file)).unwrap();
+        }
+        if lost[2] {
+            let ingest = node.root().join("ingest/9");
+            std::fs::rename(node.root().join("layers").join(&added), ingest).unwrap();
+        }
+        node.reopen();
+        for (name, (mode, uid)) in names.iter().zip(bases) {
+            let record = node.store.pull(name, None).await.unwrap();
+            assert_eq!(record.layers.len(), 3, "{lost:?}");
+            let folder = |layer: usize| {
+                let meta =
+                    std::fs::metadata(record.layers_dir.join(&record.layers[layer]).join("d")).unwrap();
+                (meta.mode() & 0o7777, meta.uid())
+            };
+            assert_eq!((folder(0), folder(1)), ((mode, uid), (0o755, 0)), "{name}, {lost:?}");
+        }
+    }
+    // The layer of one image does not go with the other image.
+    node.store.remove(&names[0]).await.unwrap();
+    node.reopen();
+    let record = node.store.resolve(&names[1]).unwrap();
+    let meta = std::fs::metadata(record.layers_dir.join(&record.layers[0]).join("d")).unwrap();
+    assert_eq!((meta.mode() & 0o7777, meta.uid()), bases[1]);
+    node.store.remove(&names[1]).await.unwrap();
+    node.assert_empty().await;
+}

@@ -11,7 +11,7 @@ mod write;
 use self::deferred::Folders;
 use self::write::times;
 use super::tar::{Entry, EntryPath, Kind, MAX_DEPTH, Reader, TarError};
-use super::whiteout::{IMPLICIT_XATTR, NameKind, OPAQUE_XATTR, name_kind};
+use super::whiteout::{AUFS_LINKS, IMPLICIT_XATTR, NameKind, OPAQUE_XATTR, is_aufs, name_kind};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -113,6 +113,17 @@ fn os(name: &[u8]) -> &OsStr {
     OsStr::from_bytes(name)
 }
 
+/// Removes a file or a folder with its content. It is not an error if it does not exist.
+fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> Step<()> {
+    sys::tree::remove(parent, os(name)).map_err(|error| {
+        let errno = match &error {
+            sys::tree::Error::Io { source, .. } => Errno::from_io_error(source),
+            _ => None,
+        };
+        ("remove folder", errno.unwrap_or(Errno::BUSY))
+    })
+}
+
 impl Applier {
     /// `root` must be an empty folder that nothing else writes to.
     pub(crate) fn new(root: OwnedFd) -> Self {
@@ -148,6 +159,10 @@ impl Applier {
             }
             return Ok(());
         };
+        // Only the files that hard links lead to are needed.
+        if parents.first().is_some_and(|first| is_aufs(first) && first != AUFS_LINKS) {
+            return Ok(());
+        }
         let name_kind =
             name_kind(name).map_err(|reason| ApplyError::Entry { entry: shown(entry), reason })?;
         // Resolved before the entry's own parents are entered, because this changes the current folder.
@@ -301,6 +316,11 @@ impl Applier {
 
     /// Sets the attributes of folders that were deferred.
     fn finish(mut self) -> Result<LayerStats, ApplyError> {
+        // The hard links into it keep its files.
+        remove_tree(self.root.as_fd(), AUFS_LINKS).map_err(|(action, source)| {
+            let entry = String::from_utf8_lossy(AUFS_LINKS).into_owned();
+            ApplyError::System { entry, action, source }
+        })?;
         let folders = std::mem::replace(&mut self.folders, Folders::new());
         folders.each(|path, deferred| {
             let at = |action, source| ApplyError::System {

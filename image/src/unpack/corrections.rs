@@ -10,7 +10,7 @@
 //! that follows no symlink, or none that leaves the layer (`Member::via_symlink`). Blocks.
 
 use super::apply::LayerStats;
-use super::tar::allowed_xattr;
+use super::pax::allowed_xattr;
 use super::whiteout::{IMPLICIT_XATTR, OPAQUE_XATTR};
 use crate::error::{Error, Result};
 use crate::reference::Digest;

@@ -11,7 +11,10 @@
 
 mod apply;
 mod corrections;
+mod gzip;
+mod header;
 mod numbers;
+mod pax;
 mod sparse;
 mod tar;
 mod whiteout;
@@ -19,6 +22,7 @@ mod whiteout;
 pub(crate) use apply::LayerStats;
 pub(crate) use corrections::{Layer, corrections};
 
+use self::gzip::Peek as _;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use bytes::{Buf, Bytes};
@@ -37,6 +41,9 @@ const WAITING: usize = 3;
 /// The first bytes of a gzip stream (RFC 1952) and of a zstd frame (RFC 8878).
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// Those of a zstd frame without content, with which a stream may begin; its first byte is 0x50 to 0x5f. pzstd writes
+/// one before each frame.
+const ZSTD_SKIPPABLE: &[u8] = &[0x2a, 0x4d, 0x18];
 
 /// What the manifest and config state about a layer, and its limits.
 #[derive(Debug, Clone)]
@@ -154,12 +161,16 @@ impl Compression {
     fn of(first_bytes: &[u8]) -> Self {
         if first_bytes.starts_with(GZIP_MAGIC) {
             Self::Gzip
-        } else if first_bytes.starts_with(ZSTD_MAGIC) {
+        } else if first_bytes.starts_with(ZSTD_MAGIC) || is_skippable(first_bytes) {
             Self::Zstd
         } else {
             Self::None
         }
     }
+}
+
+fn is_skippable(first_bytes: &[u8]) -> bool {
+    matches!(first_bytes, [0x50..=0x5f, rest @ ..] if rest.starts_with(ZSTD_SKIPPABLE))
 }
 
 impl fmt::Display for Compression {
@@ -180,7 +191,7 @@ fn inflate(
     empty_buffers: &mpsc::Receiver<Vec<u8>>,
 ) -> Inflated {
     let mut source = Download { input, current: Bytes::new(), hasher: expected.digest.hasher(), received: 0 };
-    let compression = Compression::of(source.first_bytes());
+    let compression = Compression::of(source.peek());
     let broken = |source: &Download, error: &io::Error| {
         let object = format!("layer {}", expected.digest);
         if source.received < expected.size {
@@ -191,9 +202,7 @@ fn inflate(
         Inflated::Failed(Error::corrupt(object, format!("{compression}: {error}")))
     };
     let result = match compression {
-        Compression::Gzip => {
-            fill_buffers(flate2::bufread::MultiGzDecoder::new(&mut source), filled, empty_buffers)
-        }
+        Compression::Gzip => fill_buffers(gzip::Members::new(&mut source), filled, empty_buffers),
         Compression::Zstd => zstd::stream::read::Decoder::with_buffer(&mut source)
             .and_then(|decoder| fill_buffers(decoder, filled, empty_buffers)),
         Compression::None => fill_buffers(&mut source, filled, empty_buffers),
@@ -264,10 +273,11 @@ impl Download {
         self.received += bytes.len() as u64;
         Some(bytes)
     }
+}
 
-    /// The first bytes of the stream, without consuming them: [`Compression::MAGIC`] bytes, or all if there are fewer.
-    /// A registry may send them in several chunks.
-    fn first_bytes(&mut self) -> &[u8] {
+impl gzip::Peek for Download {
+    /// A registry may send the bytes in several chunks.
+    fn peek(&mut self) -> &[u8] {
         while self.current.len() < Compression::MAGIC {
             let Some(bytes) = self.receive() else { break };
             let is_first = self.current.is_empty();

@@ -81,7 +81,7 @@ fn push(pieces: &mut Vec<(u64, u64)>, piece: (u64, u64)) -> Result<(), &'static 
 }
 
 /// The PAX records of an entry whose keys begin with `GNU.sparse.`.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Records {
     /// Major and minor version of the format; (0, 0) stands for 0.0 and 0.1.
     version: (u64, u64),
@@ -195,7 +195,7 @@ pub(super) fn old(header: &GnuHeader, input: &mut impl Read, size: u64) -> Resul
     let take = |pieces: &mut Vec<(u64, u64)>, entries: &[GnuSparseHeader]| -> Result<(), &'static str> {
         // The first empty entry ends the map.
         for entry in entries.iter().take_while(|entry| !entry.is_empty()) {
-            let number = |field| super::numbers::field(field).ok_or(MALFORMED);
+            let number = |field| super::numbers::unsigned(field).ok_or(MALFORMED);
             push(pieces, (number(&entry.offset)?, number(&entry.numbytes)?))?;
         }
         Ok(())
@@ -213,6 +213,6 @@ pub(super) fn old(header: &GnuHeader, input: &mut impl Read, size: u64) -> Resul
         }
         more = extension.isextended != [0];
     }
-    let real = super::numbers::field(&header.realsize).ok_or(MALFORMED)?;
+    let real = super::numbers::unsigned(&header.realsize).ok_or(MALFORMED)?;
     Ok(Map::new(real, pieces, size)?)
 }

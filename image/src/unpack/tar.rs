@@ -1,9 +1,14 @@
-//! Reads a tar stream entry by entry: ustar, GNU long names, PAX and sparse files. Pure: accesses no file.
+//! Reads a tar stream entry by entry: v7, ustar, star, GNU and PAX, with sparse files. Pure: accesses no file.
+//!
+//! It accepts what Go's archive/tar accepts, by which other runtimes read layers. Types of entries for which they have no
+//! use are refused by them and here: Solaris' extended headers (`X`), and GNU's volumes, dumps and multi-volume files.
 //!
 //! Every length in the archive is checked before memory is allocated for it. Every path is parsed into components none
 //! of which leads upwards.
 
-use super::numbers::{field, number, until_nul};
+use super::header;
+use super::numbers::{signed, unsigned, until_nul};
+use super::pax::{self, MAX_PAX, Records};
 use super::sparse::{self, Bad, Map};
 use std::io::{self, BufRead, Read};
 use tar::{EntryType, Header};
@@ -15,10 +20,6 @@ const MAX_PATH: usize = 4096;
 const MAX_COMPONENT: usize = 255;
 /// Maximum number of components. Unpacking may keep a descriptor open for each.
 pub(super) const MAX_DEPTH: usize = 256;
-/// Maximum size of an entry's PAX records, in bytes. The kernel limits one extended attribute to 64 KiB.
-const MAX_PAX: u64 = 1 << 20;
-/// Maximum number of extended attributes of an entry.
-const MAX_XATTRS: usize = 64;
 
 /// A path from the layer's root: components without `.`, `..`, empty ones and NUL. The root itself has none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,17 +120,13 @@ pub(crate) struct Reader<R> {
     padding: u64,
 }
 
-/// Values of PAX records and GNU long names. They apply to the next entry and override its header.
+/// What the extensions before an entry's header say. It overrides the header.
 #[derive(Default)]
 struct Extensions {
-    path: Option<Vec<u8>>,
+    pax: Records,
+    /// GNU long name and long link target. They override the PAX records, as in Go.
+    name: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
-    size: Option<u64>,
-    uid: Option<u64>,
-    gid: Option<u64>,
-    mtime: Option<(i64, u32)>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    sparse: Option<sparse::Records>,
 }
 
 impl<R: BufRead> Reader<R> {
@@ -148,21 +145,24 @@ impl<R: BufRead> Reader<R> {
         let mut extensions = Extensions::default();
         loop {
             let Some(header) = self.header()? else { return Ok(None) };
-            let size = field(&header.as_old().size)
-                .ok_or_else(|| refuse(&header.path_bytes(), "its size is not a number"))?;
+            let size = unsigned(&header.as_old().size)
+                .ok_or_else(|| refuse(&header::name(&header), "its size is not a number"))?;
             match header.entry_type() {
                 EntryType::XHeader => {
-                    let records = self.contents(&header, size, MAX_PAX)?;
-                    pax(&records, &mut extensions).map_err(|reason| refuse(&header.path_bytes(), reason))?;
+                    let bytes = self.contents(&header, size, MAX_PAX)?;
+                    extensions.pax =
+                        pax::parse(&bytes).map_err(|reason| refuse(&header::name(&header), reason))?;
                 }
+                // Other runtimes ignore its records, and it separates the extensions before it from the next entry.
                 EntryType::XGlobalHeader => {
                     self.contents(&header, size, MAX_PAX)?;
+                    extensions = Extensions::default();
                 }
                 EntryType::GNULongName => {
-                    extensions.path = Some(until_nul(self.contents(&header, size, MAX_PATH as u64 + 1)?));
+                    extensions.name = self.text(&header, size)?;
                 }
                 EntryType::GNULongLink => {
-                    extensions.link = Some(until_nul(self.contents(&header, size, MAX_PATH as u64 + 1)?));
+                    extensions.link = self.text(&header, size)?;
                 }
                 _ => return self.entry(&header, size, extensions).map(Some),
             }
@@ -188,20 +188,28 @@ impl<R: BufRead> Reader<R> {
         self.remaining = self.remaining.saturating_sub(length as u64);
     }
 
-    /// Skips the rest of the current entry.
+    /// Skips the rest of the current entry. The padding of the last one may be missing, as some writers leave it out.
     fn skip(&mut self) -> io::Result<()> {
-        let mut left = self.remaining.saturating_add(self.padding);
+        if self.discard(self.remaining)? > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.discard(self.padding)?;
         (self.remaining, self.padding) = (0, 0);
+        Ok(())
+    }
+
+    /// Discards bytes. Returns how many are missing at the end of the stream.
+    fn discard(&mut self, mut left: u64) -> io::Result<u64> {
         while left > 0 {
             let available = self.input.fill_buf()?.len();
             if available == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+                break;
             }
             let step = usize::try_from(left).map_or(available, |left| left.min(available));
             self.input.consume(step);
             left -= step as u64;
         }
-        Ok(())
+        Ok(left)
     }
 
     /// Reads a header; `None` at the end-of-archive marker or at the end of the stream.
@@ -218,16 +226,8 @@ impl<R: BufRead> Reader<R> {
         if bytes.iter().all(|b| *b == 0) {
             return Ok(None);
         }
-        let sum: u32 = bytes
-            .iter()
-            .enumerate()
-            .map(|(at, b)| {
-                // The checksum's own eight bytes count as blanks.
-                if (148..156).contains(&at) { u32::from(b' ') } else { u32::from(*b) }
-            })
-            .sum();
-        if header.cksum().ok() != Some(sum) {
-            return Err(refuse(&header.path_bytes(), "its header's checksum is wrong"));
+        if !header::is_checksum_right(&header) {
+            return Err(refuse(&header::name(&header), "its header's checksum is wrong"));
         }
         Ok(Some(header))
     }
@@ -235,7 +235,7 @@ impl<R: BufRead> Reader<R> {
     /// Reads the content of an extension, at most `limit` bytes.
     fn contents(&mut self, header: &Header, size: u64, limit: u64) -> Result<Vec<u8>, TarError> {
         if size > limit {
-            return Err(refuse(&header.path_bytes(), "its extended header is too large"));
+            return Err(refuse(&header::name(header), "its extended header is too large"));
         }
         let mut contents = Vec::new();
         self.input.by_ref().take(size).read_to_end(&mut contents)?;
@@ -247,47 +247,48 @@ impl<R: BufRead> Reader<R> {
         Ok(contents)
     }
 
+    /// Reads the content of a GNU long name; `None` if it is empty.
+    fn text(&mut self, header: &Header, size: u64) -> Result<Option<Vec<u8>>, TarError> {
+        let text = until_nul(self.contents(header, size, MAX_PATH as u64 + 1)?);
+        Ok(Some(text).filter(|text| !text.is_empty()))
+    }
+
     /// The entry of a header and the extensions before it.
-    fn entry(&mut self, header: &Header, size: u64, mut extensions: Extensions) -> Result<Entry, TarError> {
-        let mut records = extensions.sparse.take();
+    fn entry(&mut self, header: &Header, size: u64, extensions: Extensions) -> Result<Entry, TarError> {
+        let Extensions { pax: mut extended, name, link } = extensions;
+        let mut records = extended.sparse.take();
         // A sparse file has its name here. Its header has a substitute, for readers without support for sparse files.
-        let name = records.as_mut().and_then(|records| records.name.take()).or(extensions.path);
-        let name = name.unwrap_or_else(|| header.path_bytes().into_owned());
+        let name = records.as_mut().and_then(|records| records.name.take()).or(name).or(extended.path.take());
+        let name = name.unwrap_or_else(|| header::name(header));
+        let link = link.or(extended.link.take());
+        let link = || link.unwrap_or_else(|| until_nul(header.as_old().linkname.to_vec()));
         let old = header.as_old();
         let wrong = |reason| refuse(&name, reason);
-        let link = || extensions.link.or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
         let kind = kind_of(header, &name, link).map_err(wrong)?;
         // Only files have content. Other headers may state a size, such as that of a link's target, but no content
         // follows: containerd (Go's archive/tar) and libarchive read them in this way.
-        self.remaining = if kind == Kind::File { extensions.size.unwrap_or(size) } else { 0 };
+        self.remaining = if kind == Kind::File { extended.size.unwrap_or(size) } else { 0 };
         self.padding = pad(self.remaining);
         let sparse = self.sparse(header, &kind, records).map_err(|bad| match bad {
             Bad::Io(error) => error.into(),
             Bad::Map(reason) => wrong(reason),
         })?;
-        let id = |extended: Option<u64>, own: &[u8]| {
-            extended
-                .or_else(|| field(own))
-                .and_then(|id| u32::try_from(id).ok())
-                .filter(|id| *id != u32::MAX)
-                .ok_or_else(|| wrong("its owner is not a 32-bit id"))
+        let id = |extended: Option<i64>, own: &[u8]| {
+            extended.or_else(|| signed(own)).and_then(id).ok_or_else(|| wrong("its owner is not a 32-bit id"))
         };
-        let mtime = match extensions.mtime {
-            Some(mtime) => mtime,
-            None => (field(&old.mtime).and_then(|s| i64::try_from(s).ok()).unwrap_or(0), 0),
-        };
+        let mtime = extended.mtime.unwrap_or_else(|| (signed(&old.mtime).unwrap_or(0), 0));
         Ok(Entry {
             path: EntryPath::parse(&name).map_err(wrong)?,
             size: self.remaining,
             sparse,
             kind,
-            mode: field(&old.mode)
+            mode: signed(&old.mode)
                 .and_then(|mode| u32::try_from(mode & 0o7777).ok())
                 .ok_or_else(|| wrong("its mode is not a number"))?,
-            uid: id(extensions.uid, &old.uid)?,
-            gid: id(extensions.gid, &old.gid)?,
+            uid: id(extended.uid, &old.uid)?,
+            gid: id(extended.gid, &old.gid)?,
             mtime,
-            xattrs: extensions.xattrs,
+            xattrs: extended.xattrs,
         })
     }
 
@@ -315,29 +316,22 @@ impl<R: BufRead> Reader<R> {
 }
 
 /// The type of an entry, or why it is refused. `link` returns the target of a link.
-fn kind_of(
-    header: &Header,
-    name: &[u8],
-    link: impl FnOnce() -> Option<Vec<u8>>,
-) -> Result<Kind, &'static str> {
-    let device = || match (header.device_major(), header.device_minor()) {
-        (Ok(major), Ok(minor)) => Ok((major.unwrap_or(0), minor.unwrap_or(0))),
-        _ => Err("its device number is not a number"),
-    };
+fn kind_of(header: &Header, name: &[u8], link: impl FnOnce() -> Vec<u8>) -> Result<Kind, &'static str> {
+    let device = || header::device(header).ok_or("its device number is not a number");
     Ok(match header.entry_type() {
-        // Before POSIX, a folder was a file whose name ended in a slash.
-        EntryType::Regular if name.ends_with(b"/") => Kind::Directory,
+        // Before POSIX, the type of files was NUL, and a folder was a file whose name ended in a slash.
+        EntryType::Regular if name.ends_with(b"/") && header.as_old().linkflag == [0] => Kind::Directory,
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
         EntryType::Directory => Kind::Directory,
         EntryType::Symlink => {
-            let target = link().unwrap_or_default();
+            let target = link();
             if target.is_empty() || target.len() >= MAX_PATH || target.contains(&0) {
                 return Err("its symlink target is empty, too long or has a NUL");
             }
             Kind::Symlink(target)
         }
         EntryType::Link => {
-            let target = link().unwrap_or_default();
+            let target = link();
             Kind::HardLink(EntryPath::parse(&target).map_err(|_| "its hard link's target is not a path")?)
         }
         EntryType::Char => device().map(|(major, minor)| Kind::CharDevice(major, minor))?,
@@ -353,67 +347,10 @@ fn pad(size: u64) -> u64 {
     (block - size % block) % block
 }
 
-/// Parses PAX records, `<length> <key>=<value>\n`. The length is that of the whole record, its own digits included.
-/// Values may be empty or binary.
-fn pax(mut records: &[u8], into: &mut Extensions) -> Result<(), &'static str> {
-    const BAD: &str = "its PAX records are malformed";
-    // Some writers fill the rest of the block with NUL.
-    while records.first().is_some_and(|b| *b != 0) {
-        let space = records.iter().take(20).position(|b| *b == b' ').ok_or(BAD)?;
-        let length: usize = number(&records[..space]).and_then(|n| usize::try_from(n).ok()).ok_or(BAD)?;
-        if length <= space + 1 || length > records.len() || records[length - 1] != b'\n' {
-            return Err(BAD);
-        }
-        let record = &records[space + 1..length - 1];
-        records = &records[length..];
-        let equals = record.iter().position(|b| *b == b'=').ok_or(BAD)?;
-        let (key, value) = (&record[..equals], &record[equals + 1..]);
-        match key {
-            b"path" => into.path = (!value.is_empty()).then(|| value.to_vec()),
-            b"linkpath" => into.link = (!value.is_empty()).then(|| value.to_vec()),
-            b"size" if !value.is_empty() => into.size = Some(number(value).ok_or(BAD)?),
-            b"uid" if !value.is_empty() => into.uid = Some(number(value).ok_or(BAD)?),
-            b"gid" if !value.is_empty() => into.gid = Some(number(value).ok_or(BAD)?),
-            b"mtime" if !value.is_empty() => into.mtime = Some(seconds(value).ok_or(BAD)?),
-            _ => {
-                if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
-                    into.sparse.get_or_insert_default().add(key, value)?;
-                } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    if into.xattrs.len() == MAX_XATTRS {
-                        return Err("it has too many extended attributes");
-                    }
-                    if allowed_xattr(name) {
-                        into.xattrs.push((name.to_vec(), value.to_vec()));
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Whether an image may set this extended attribute. Others are dropped without an error, because the image runs
-/// without them: overlayfs's own could refer to another layer, and labels of security modules are the host's.
-pub(super) fn allowed_xattr(name: &[u8]) -> bool {
-    if name.len() > 255 || name.contains(&0) || name.starts_with(b"user.overlay.") {
-        return false;
-    }
-    matches!(
-        name,
-        b"security.capability" | b"security.ima" | b"system.posix_acl_access" | b"system.posix_acl_default"
-    ) || name.strip_prefix(b"user.").is_some_and(|rest| !rest.is_empty())
-}
-
-/// Parses a PAX time, such as `1234.5678`; it may be negative.
-fn seconds(value: &[u8]) -> Option<(i64, u32)> {
-    let text = std::str::from_utf8(value).ok()?;
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let whole: i64 = whole.parse().ok()?;
-    let mut nanoseconds = 0;
-    for at in 0..9 {
-        let digit = fraction.as_bytes().get(at).copied().unwrap_or(b'0');
-        nanoseconds = nanoseconds * 10 + u32::from(digit.is_ascii_digit().then(|| digit - b'0')?);
-    }
-    // Before 1970 the fraction would have to be subtracted; it is dropped, as nobody needs that precision.
-    Some(if whole < 0 { (whole, 0) } else { (whole, nanoseconds) })
+/// The id that chown(2) gets for a number of an archive: old systems had -2 for nobody. -1 is no id, and larger numbers
+/// would become those of other users.
+fn id(number: i64) -> Option<u32> {
+    let id =
+        if number < 0 { i32::try_from(number).ok()?.cast_unsigned() } else { u32::try_from(number).ok()? };
+    Some(id).filter(|id| *id != u32::MAX)
 }

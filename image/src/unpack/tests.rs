@@ -6,7 +6,9 @@ use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 
+mod compression;
 mod corrections;
+mod dialects;
 mod escape;
 mod sparse;
 
@@ -132,6 +134,12 @@ fn run_in_chunks(size: usize, bytes: &[u8], expected: &Expected, folder: &Path) 
 fn run(plain: &[u8], folder: &Path) -> Result<LayerStats> {
     let compressed = gzip(plain);
     run_with(&compressed, &expected(&compressed, plain), folder)
+}
+
+fn unpacked(plain: &[u8]) -> Target {
+    let target = target();
+    run(plain, &target.folder).unwrap_or_else(|error| panic!("{error}"));
+    target
 }
 
 fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {

@@ -12,6 +12,15 @@ pub(crate) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 /// this prefix from containers.
 pub(crate) const IMPLICIT_XATTR: &str = "trusted.overlay.copepod.implicit";
 
+/// The folder in which aufs, the file system of early Docker versions, kept files with several hard links. Layers of that
+/// time have it, and hard links into it.
+pub(super) const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
+
+/// Whether a name in the root folder belongs to the metadata of aufs.
+pub(super) fn is_aufs(name: &[u8]) -> bool {
+    name.starts_with(b".wh..wh.") && name != b".wh..wh..opq"
+}
+
 /// The meaning of a file name in an archive.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NameKind<'a> {

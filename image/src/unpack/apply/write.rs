@@ -1,7 +1,7 @@
 //! Writes one entry into the current folder, by its type.
 
 use super::deferred::{Deferred, Folders};
-use super::{Applier, ApplyError, BLOCK, DIRECTORY, ENTER, Open, RESOLVE, Step, os, step};
+use super::{Applier, ApplyError, BLOCK, DIRECTORY, ENTER, Open, RESOLVE, Step, os, remove_tree, step};
 use crate::unpack::tar::{Entry, Reader, TarError};
 use crate::unpack::whiteout::IMPLICIT_XATTR;
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
@@ -14,13 +14,7 @@ impl Applier {
     fn remove(&mut self, name: &[u8]) -> Step<()> {
         match fs::unlinkat(self.current(), os(name), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(Errno::ISDIR) => sys::tree::remove(self.current(), os(name)).map_err(|error| {
-                let errno = match &error {
-                    sys::tree::Error::Io { source, .. } => Errno::from_io_error(source),
-                    _ => None,
-                };
-                ("remove folder", errno.unwrap_or(Errno::BUSY))
-            }),
+            Err(Errno::ISDIR) => remove_tree(self.current(), name),
             Err(errno) => Err(("unlink", errno)),
         }
     }

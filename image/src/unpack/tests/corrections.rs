@@ -101,6 +101,57 @@ fn equal_corrections_have_equal_ids() {
     assert_ne!(of(0o700, "three"), of(0o701, "four"));
 }
 
+/// One layer under two images with different bases: each image gets its own corrections, and the layer stays as it is.
+#[test]
+fn owner_mode_time_and_attributes_are_those_of_each_base() {
+    let outer = tempfile::tempdir().unwrap();
+    let unpack = |name: &str, archive: Archive| {
+        let folder = outer.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        let stats = run(&archive.end(), &folder).unwrap();
+        Layer { folder, implicit: stats.implicit > 0 }
+    };
+    // Version 2, and an entry for the owner, the user 7, the group, the mask and others.
+    let acl: Vec<u8> =
+        [(1, 7, u32::MAX), (2, 5, 7), (4, 5, u32::MAX), (0x10, 5, u32::MAX), (0x20, 0, u32::MAX)]
+            .iter()
+            .flat_map(|(tag, allowed, id): &(u16, u16, u32)| {
+                [&tag.to_le_bytes()[..], &allowed.to_le_bytes(), &id.to_le_bytes()].concat()
+            })
+            .collect();
+    let acl = [&2_u32.to_le_bytes()[..], &acl].concat();
+    let base = |value: &[u8], mode: u32| {
+        let records = [
+            ("SCHILY.xattr.user.key", value),
+            ("SCHILY.xattr.system.posix_acl_default", acl.as_slice()),
+            ("mtime", b"7.5"),
+        ];
+        folder(Archive::default().pax(&records), "d/owned", mode)
+    };
+    let shared = || Archive::default().file("d/owned/x", "x");
+    let bases = [("first", &b"one"[..], 0o2750), ("second", b"two", 0o1711)];
+    for (name, value, mode) in bases {
+        let low = unpack(name, base(value, mode));
+        let folder = outer.path().join("shared");
+        let top = if folder.exists() { Layer { folder, implicit: true } } else { unpack("shared", shared()) };
+        let into = outer.path().join(format!("{name}-added"));
+        std::fs::create_dir(&into).unwrap();
+        corrections(&[top, low], &into).unwrap().unwrap();
+        let (low, added) = (outer.path().join(name).join("d/owned"), into.join("d/owned"));
+        let attributes = |path: &Path| {
+            let meta = std::fs::metadata(path).unwrap();
+            let time = (meta.mtime(), meta.mtime_nsec());
+            let xattrs = ["user.key", "system.posix_acl_default"].map(|name| xattr(path, name));
+            (meta.mode(), meta.uid(), meta.gid(), time, xattrs)
+        };
+        assert_eq!(attributes(&added), attributes(&low), "{name}");
+        assert_eq!(xattr(&added, "user.key").as_deref(), Some(value));
+        let shared = std::fs::metadata(outer.path().join("shared/d/owned")).unwrap();
+        assert_eq!((shared.mode() & 0o7777, shared.uid()), (0o755, 0), "{name}");
+        assert_eq!(xattr(&outer.path().join("shared/d/owned"), "user.key"), None);
+    }
+}
+
 /// The walk runs on a lane, whose threads have a stack of 512 KiB.
 #[test]
 fn the_deepest_folders_need_no_larger_stack() {
