@@ -180,6 +180,33 @@ test-vm-selinux: build harness grpcio clientgo ## SELinux tests in a guest that 
 			dmesg | grep "avc: *denied" | tail -n 40; exit 1; \
 		done'
 
+test-vm-node: build harness kubelet vm-image ## test-node in a guest (root); FILTER=substring VM_DRIVER="systemd cgroupfs" VM_RELEASE VM_KERNEL
+	$(VM_RUN) --files $(KUBELET) --env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --limit $(VM_LIMIT) --silence $(VM_SILENCE) --run ' \
+		for driver in $(VM_DRIVER); do \
+			echo "== cgroup driver $$driver"; \
+			COPEPOD_TEST_CGROUP_DRIVER=$$driver bin/integration node-test --bin-dir bin --kubelet kubelet $(if $(FILTER),--filter $(FILTER)) || exit; \
+		done'
+# systemd is what kubelet has on nearly every node with cgroup v2.
+test-vm-node: VM_DRIVER = systemd
+
+# Where `make deb` puts the package; $(1) is its version.
+package = $(TARGET)/debian/copepod_$(1)_amd64.deb
+
+test-vm-guide: deb harness kubelet vm-image ## docs/kubernetes.md, executed in a guest that is rebooted afterwards (root)
+	$(VM_RUN) --files $(call package,$(DEB_VERSION)) --files $(KUBELET) --files docs/kubernetes.md \
+		--env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --limit $(VM_LIMIT) --silence $(VM_SILENCE) --run \
+		'bin/integration guide-test --page kubernetes.md --package copepod_$(DEB_VERSION)_amd64.deb --kubelet kubelet'
+
+# The second package of test-vm-package: the same programs, as another revision of Debian's.
+DEB_NEXT = $(firstword $(subst -, ,$(DEB_VERSION)))-9
+
+test-vm-package: harness vm-image ## Installation, upgrade, downgrade, faults, removal and purge of the package in a guest (root)
+	$(MAKE) --no-print-directory deb
+	$(MAKE) --no-print-directory deb DEB_VERSION=$(DEB_NEXT)
+	$(VM_RUN) --files $(call package,$(DEB_VERSION)) --files $(call package,$(DEB_NEXT)) \
+		--env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --limit $(VM_LIMIT) --silence $(VM_SILENCE) --run \
+		'bin/integration package-test --old copepod_$(DEB_VERSION)_amd64.deb --new copepod_$(DEB_NEXT)_amd64.deb'
+
 # critest is part of a cri-tools release (sigs.k8s.io/cri-tools); its own image names are served by the tests' registry.
 CRITEST ?= $(shell command -v critest)
 

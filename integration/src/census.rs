@@ -196,9 +196,9 @@ impl Census {
     }
 }
 
-/// Whether it is a cgroup that must be gone after a test: one of copepod's, or one below kubelet's `/kubepods`.
+/// Whether it is a cgroup that must be gone after a test: one of copepod's, or one below kubelet's of all pods.
 fn ours(path: &str) -> bool {
-    [CGROUP_PARENT.as_str(), SHIMS, "/kubepods"]
+    [CGROUP_PARENT.as_str(), SHIMS, "/kubepods", "/kubepods.slice"]
         .iter()
         .chain(&DEFAULT_PARENTS)
         .any(|top| path.strip_prefix(top).is_some_and(|rest| rest.starts_with('/')))
@@ -293,6 +293,7 @@ mod tests {
             format!("{}/abc", DEFAULT_PARENTS[0]),
             format!("{}/abc/def", DEFAULT_PARENTS[1]),
             "/kubepods/burstable/pod1".to_owned(),
+            "/kubepods.slice/kubepods-podx.slice".to_owned(),
         ] {
             assert!(ours(&path), "{path}");
         }

@@ -61,7 +61,8 @@ pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, level: &str, ex
     let (plugins, plugin_seconds) = (cni::PLUGINS, wait::longer(wait::secs(5)).as_secs());
     let driver = match driver() {
         Driver::Cgroupfs => "cgroup_driver = \"cgroupfs\"\n",
-        Driver::Systemd => "cgroup_driver = \"systemd\"\n",
+        // Process 1 is then the host's, which does not see the mounts of the tests' namespace.
+        Driver::Systemd => "cgroup_driver = \"systemd\"\nmount_namespace = \"self\"\n",
     };
     format!(
         "{driver}root = \"{root}\"\nstate = \"{run}\"\nsocket = \"{socket}\"\n\

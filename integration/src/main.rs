@@ -1,7 +1,8 @@
 //! Black-box tests of copepod: they start the built binaries, call CRI, and check the results from outside.
 //! `integration test` runs the tests, `node-test` runs the real kubelet on copepod, `kubectl-test` kubectl in a cluster of
-//! one such node, `cluster-test` a whole control plane with two of them, `conformance` runs critest, `demo` is `make run`, and `bench` measures; `vm` runs any of them in a
-//! Debian guest. All but `vm` and `package-test`, which installs the Debian package on the machine itself, run in private
+//! one such node, `cluster-test` a whole control plane with two of them, `conformance` runs critest, `demo` is `make run`,
+//! and `bench` measures; `vm` runs any of them in a Debian guest. All but `vm`, `package-test` and `guide-test`, which
+//! install packages on the machine itself, run in private
 //! namespaces ([`isolation`]), so that neither a failed test nor an interrupted run leaves a process, mount, interface or
 //! firewall rule behind.
 
@@ -25,6 +26,7 @@ mod expect;
 mod fixture;
 mod fuse;
 mod gate;
+mod guide_test;
 mod http;
 mod images;
 mod isolation;
@@ -179,6 +181,18 @@ enum Command {
         #[arg(long)]
         new: PathBuf,
     },
+    /// Execute docs/kubernetes.md on this machine, which should be a virtual one, and reboot it. Run it again after that.
+    GuideTest {
+        /// The page.
+        #[arg(long)]
+        page: PathBuf,
+        /// The package of copepod (`make deb`).
+        #[arg(long)]
+        package: PathBuf,
+        /// The kubelet binary (`make kubelet`).
+        #[arg(long)]
+        kubelet: PathBuf,
+    },
     /// Internal: sends every UDP datagram that it receives on a port back.
     #[command(hide = true)]
     UdpEcho {
@@ -254,6 +268,9 @@ fn run_tests(command: Command) -> Result<bool> {
     if let Command::PackageTest { old, new } = &command {
         return runtime()?.block_on(package_test::run(&package_test::Packages { old, new }));
     }
+    if let Command::GuideTest { page, package, kubelet } = &command {
+        return runtime()?.block_on(guide_test::run(&guide_test::Inputs { page, package, kubelet }));
+    }
     if !isolation::inside() {
         return isolation::enter();
     }
@@ -282,6 +299,7 @@ fn run_tests(command: Command) -> Result<bool> {
             }
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,
             Command::PackageTest { .. }
+            | Command::GuideTest { .. }
             | Command::Init { .. }
             | Command::Vm(_)
             | Command::UdpEcho { .. }

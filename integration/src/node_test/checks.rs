@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::bulk::manifests_are_written;
+use super::kubepods::Class;
 use super::manifests::{pod, shell, sleeper, with, with_spec};
 use super::view;
 use super::{Check, Rig, check};
@@ -113,17 +114,19 @@ async fn node_turns_ready_with_the_conflist(rig: &Rig) -> Result<()> {
 }
 
 /// Checks the container's cgroup and process against the values that Kubernetes defines for its QoS class.
-async fn class(
+async fn has_class(
     rig: &Rig,
     name: &str,
-    parent: &str,
+    class: Class,
     values: &[(Limit, Option<u64>)],
     oom_scores: RangeInclusive<i32>,
 ) -> Result<()> {
     let seen = view::ready(rig, name).await?;
     let (id, uid) = (seen.container_id("main")?, seen.uid());
     let dir = cgroup::find("memory", &id).context("no memory cgroup")?;
-    let expected = format!("{parent}/pod{uid}/{id}");
+    let listed = rig.node.cri.containers(None).await?;
+    let sandbox = listed.into_iter().find(|it| it.id == id).context("not listed")?.pod_sandbox_id;
+    let expected = cgroup::leaf(&class.pod(&uid), &sandbox, &id);
     ensure!(dir.display().to_string().ends_with(&expected), "the leaf is {}, not {expected}", dir.display());
     for (limit, value) in values {
         let found = cgroup::limit(*limit, &id)?;
@@ -144,7 +147,7 @@ async fn guaranteed_cgroup(rig: &Rig) -> Result<()> {
     ];
     // kubelet asks for -997; without CAP_SYS_RESOURCE the value stays at the daemon's.
     let scores = if proc::may_lower_oom_score()? { -997..=-997 } else { -1000..=0 };
-    class(rig, "guaranteed", "/kubepods", &values, scores).await
+    has_class(rig, "guaranteed", Class::Guaranteed, &values, scores).await
 }
 
 async fn burstable_cgroup(rig: &Rig) -> Result<()> {
@@ -153,12 +156,12 @@ async fn burstable_cgroup(rig: &Rig) -> Result<()> {
         (Limit::CpuQuota, None),
         (Limit::Memory, Some(128 << 20)),
     ];
-    class(rig, "burstable", "/kubepods/burstable", &values, 3..=999).await
+    has_class(rig, "burstable", Class::Burstable, &values, 3..=999).await
 }
 
 async fn best_effort_cgroup(rig: &Rig) -> Result<()> {
     let values = [(Limit::CpuShares, Some(cgroup::shares(2)))];
-    class(rig, "best-effort", "/kubepods/besteffort", &values, 1000..=1000).await
+    has_class(rig, "best-effort", Class::BestEffort, &values, 1000..=1000).await
 }
 
 /// Waits until a container's log, got from kubelet's endpoint, contains a text.

@@ -1,6 +1,5 @@
-//! kubelet's CPU manager, which changes containers that run: the only caller of UpdateContainerResources in a kubelet
-//! without a control plane, because static pods cannot be resized. A resize sends the same call with more fields
-//! (`tests::update`).
+//! kubelet's CPU manager, which changes containers that run by UpdateContainerResources with a cpuset alone. A resize sends
+//! the same call with more fields ([`super::qos`], `tests::update`).
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;

@@ -6,6 +6,7 @@ use std::fs;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
+use super::kubepods::Class;
 use super::manifests::{pod, sleeper, with};
 use super::{Check, Rig, check};
 use super::{checks, churn, dead, view};
@@ -150,7 +151,7 @@ async fn measured(rig: &Rig) -> Result<(String, String)> {
         rig.kubelet.apply(&pod("measured", json!([container])))?;
     }
     let seen = view::ready(rig, "measured").await?;
-    Ok((seen.container_id("main")?, format!("pod{}", seen.uid())))
+    Ok((seen.container_id("main")?, Class::Burstable.name_of_pod(&seen.uid())))
 }
 
 fn number(value: &Value, pointer: &str) -> Result<u64> {
@@ -218,7 +219,7 @@ async fn cadvisor_metrics_are_complete(rig: &Rig) -> Result<()> {
         let [before_container, before_pod] = &before;
         let [after_container, after_pod] = &after;
         metrics::equal(&samples, &of_container, [before_container, after_container], &[])?;
-        let id_of_pod = format!("/kubepods/burstable/{leaf}");
+        let id_of_pod = format!("{}/{leaf}", Class::Burstable.place());
         let of_pod = [
             ("namespace", "default"),
             ("pod", "measured-node1"),

@@ -10,14 +10,14 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
 
-use super::Rig;
+use super::{Rig, kubepods};
 use crate::expect::ensure;
 use crate::http::Http;
 use crate::isolation::command;
 use crate::machine::Machine;
 use crate::node::Node;
 use crate::registry::free_port;
-use crate::{cgroup, proc, wait};
+use crate::{proc, wait};
 
 /// A kubelet.
 #[derive(Debug)]
@@ -113,6 +113,7 @@ impl Kubelet {
         let gates: Map<String, Value> = gates.iter().map(|gate| ((*gate).to_owned(), json!(true))).collect();
         let mut config = json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
+            // kubelet follows the driver that the runtime names (RuntimeConfig), and not this one.
             "failCgroupV1": false, "failSwapOn": false, "cgroupDriver": "cgroupfs", "cgroupRoot": self.machine.cgroup_root,
             "containerRuntimeEndpoint": format!("unix://{}", node.paths.socket.display()),
             "staticPodPath": self.manifests, "podLogsDir": self.logs, "fileCheckFrequency": "1s", "syncFrequency": "2s",
@@ -322,7 +323,7 @@ impl Kubelet {
         for place in &self.made {
             drop(fs::remove_dir(place));
         }
-        cgroup::destroy(&format!("{}/kubepods", self.machine.cgroup_root.trim_end_matches('/')));
+        kubepods::remove(&self.machine.cgroup_root);
     }
 }
 

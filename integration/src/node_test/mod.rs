@@ -9,7 +9,10 @@ mod cpus;
 mod dead;
 mod gates;
 pub(crate) mod kubelet;
+pub(crate) mod kubepods;
 pub(crate) mod manifests;
+mod memory;
+mod qos;
 mod users;
 mod view;
 
@@ -76,8 +79,14 @@ struct Round {
 
 /// The rounds with the checks whose name contains the filter, which may also be the name of a round; there must be one.
 fn rounds(filter: Option<&str>) -> Result<Vec<Round>> {
-    let first =
-        checks::all().into_iter().chain(users::all()).chain(churn::all()).chain(cpus::all()).collect();
+    let first = checks::all()
+        .into_iter()
+        .chain(users::all())
+        .chain(churn::all())
+        .chain(qos::all())
+        .chain(cpus::all())
+        .chain(memory::all())
+        .collect();
     let rounds = [
         Round { name: "default", title: "kubelet with its default feature gates", gates: &[], checks: first },
         Round {
