@@ -105,7 +105,8 @@ async fn spy(cx: &Context, line: &str, addresses: &[&str], plugin: &Value) -> Re
 }
 
 async fn plugin_sees_the_pod(cx: Context) -> Result<()> {
-    let seen = spy(&cx, "cat > /dev/null; env", &["10.9.8.7/24"], &json!({"type": "spy"})).await?;
+    let line = "cat > /dev/null; echo \"the plugin's own line\" >&2; env";
+    let seen = spy(&cx, line, &["10.9.8.7/24"], &json!({"type": "spy"})).await?;
     let config = cx.pod_config().own_network();
     let pod = cx.pod_of(config.clone()).await?;
     let shown = ip(&cx, &pod).await?;
@@ -124,6 +125,7 @@ async fn plugin_sees_the_pod(cx: Context) -> Result<()> {
     ] {
         ensure!(added.contains(&part), "ADD did not see {part} in\n{added}");
     }
+    ensure!(cx.node.last_log(200).contains("the plugin's own line"), "standard error is not in the log");
     cx.cri.drop_pod(&pod.id).await?;
     let deleted = std::fs::read_to_string(format!("{}.DEL", seen.display()))?;
     ensure!(

@@ -78,7 +78,7 @@ fn chain(version: &str) -> serde_json::Value {
 }
 
 /// A pod's life in a chain of six plugins. Returns the network, with one pod attached.
-async fn life(bin_dirs: Vec<PathBuf>, version: &str) -> (Net, Attachment) {
+async fn life(bin_dirs: Vec<PathBuf>, version: &str, host_ip: &str) -> (Net, Attachment) {
     private_run();
     let net = Net::new(bin_dirs, "10-chain.conflist", &chain(version)).await;
     let mut attachment = net.attachment(1);
@@ -88,7 +88,7 @@ async fn life(bin_dirs: Vec<PathBuf>, version: &str) -> (Net, Attachment) {
         host_port,
         host_ip: host_ip.to_owned(),
     };
-    attachment.ports = vec![port(Protocol::Tcp, 80, 8080, "127.0.0.1"), port(Protocol::Sctp, 81, 8181, "")];
+    attachment.ports = vec![port(Protocol::Tcp, 80, 8080, host_ip), port(Protocol::Sctp, 81, 8181, "")];
     for (annotation, limit) in [("ingress", "10M"), ("egress", "20M")] {
         attachment.annotations.insert(format!("kubernetes.io/{annotation}-bandwidth"), limit.to_owned());
     }
@@ -96,7 +96,7 @@ async fn life(bin_dirs: Vec<PathBuf>, version: &str) -> (Net, Attachment) {
     assert!(ips.len() == 2 && ips[0].is_ipv4() && ips[1].is_ipv6(), "{ips:?}");
     assert_eq!(run("ip netns exec p1 cat /proc/sys/net/core/somaxconn").trim(), "321");
     let rules = run("iptables-save");
-    for part in ["127.0.0.1/32", "8080", "sctp", "8181", &ips[0].to_string()] {
+    for part in [host_ip, "8080", "sctp", "8181", &ips[0].to_string()] {
         assert!(rules.contains(part), "{part} in\n{rules}");
     }
     let limits = run("tc qdisc");
@@ -122,7 +122,8 @@ async fn a_chain_of_debians_plugins() {
     if !is_inside() {
         return isolated("a_chain_of_debians_plugins");
     }
-    let (net, pod) = life(vec![DEBIAN.into()], "1.0.0").await;
+    // CHECK of its portmap expects a host address of IPv4 in the rules of IPv6 too.
+    let (net, pod) = life(vec![DEBIAN.into()], "1.0.0", "").await;
     assert!(net.cni.gc().await.unwrap());
     assert_eq!(net.allocated("chain"), 2, "GC does not exist in this version");
     net.cni.del(&pod.pod, None).await.unwrap();
@@ -134,21 +135,32 @@ async fn a_chain_of_todays_plugins_with_gc() {
     if !is_inside() {
         return isolated("a_chain_of_todays_plugins_with_gc");
     }
-    let (net, first) = life(vec![built], "1.1.0").await;
+    let (net, first) = life(vec![built.clone()], "1.1.0", "127.0.0.1").await;
     assert_eq!(net.cni.status().await.problem, None);
-    // A pod of which only the plugins know: its lease was lost.
-    let lost = net.attachment(3);
-    net.cni.add(&lost).await.unwrap();
-    assert_eq!(net.allocated("chain"), 4);
-    run("ip netns del p3");
-    for end in ["", ".result"] {
-        fs::remove_file(net.bench.path("cache").join(format!("{}{end}", lost.pod))).unwrap();
-    }
-    assert!(net.cni.gc().await.unwrap());
-    assert_eq!(net.allocated("chain"), 2, "GC releases what belongs to no pod, and nothing else");
+    assert!(net.cni.gc().await.unwrap(), "every plugin knows GC");
+    assert_eq!(net.allocated("chain"), 2);
     assert!(net.cni.check(&first.pod).await.unwrap());
     net.cni.del(&first.pod, Some(&first.netns)).await.unwrap();
     assert_eq!(net.allocated("chain"), 0);
+
+    // The only one that does something in GC is host-local, and bridge does not forward it.
+    let alone = serde_json::json!({
+        "cniVersion": "1.1.0", "name": "alone", "type": "host-local",
+        "ipam": {"type": "host-local", "dataDir": "DATA", "ranges": [[{"subnet": "10.217.0.0/24"}]]},
+    });
+    let net = Net::new(vec![built], "10-alone.conf", &alone).await;
+    // A pod of which only the plugin knows: its lease was lost.
+    let (kept, lost) = (net.attachment(3), net.attachment(4));
+    net.cni.add(&kept).await.unwrap();
+    net.cni.add(&lost).await.unwrap();
+    for end in ["", ".result"] {
+        fs::remove_file(net.bench.path("cache").join(format!("{}{end}", lost.pod))).unwrap();
+    }
+    assert_eq!(net.allocated("alone"), 2);
+    assert!(net.cni.gc().await.unwrap());
+    assert_eq!(net.allocated("alone"), 1, "GC releases what belongs to no pod, and nothing else");
+    net.cni.del(&kept.pod, None).await.unwrap();
+    assert_eq!(net.allocated("alone"), 0);
 }
 
 /// Networks of every version, with and without `cniVersion`.
@@ -218,6 +230,40 @@ async fn flannel() {
     assert_eq!(net.allocated("cbr0"), 1);
     net.cni.del(&attachment.pod, Some(&attachment.netns)).await.unwrap();
     assert_eq!(net.allocated("cbr0"), 0);
+}
+
+/// Multus, which reads the pod's name in CNI_ARGS, and calls the plugins of its delegates.
+#[tokio::test]
+async fn multus() {
+    let Some(built) = built() else { return };
+    if !built.join("multus").exists() {
+        eprintln!("not run: `make -C integration/cni bin/multus` builds it in two minutes");
+        return;
+    }
+    if !is_inside() {
+        return isolated("multus");
+    }
+    private_run();
+    let mut delegate = chain("0.4.0");
+    delegate["plugins"].as_array_mut().unwrap().truncate(3);
+    let multus = serde_json::json!({
+        "cniVersion": "0.3.1", "name": "multus-cni-network", "type": "multus", "binDir": built, "cniDir": "DATA/multus",
+        "capabilities": {"portMappings": true}, "delegates": [delegate],
+    });
+    let net = Net::new(vec![built], "00-multus.conf", &multus).await;
+    let mut attachment = net.attachment(1);
+    attachment.ports = vec![PortMapping {
+        protocol: Protocol::Tcp,
+        container_port: 80,
+        host_port: 8080,
+        host_ip: String::new(),
+    }];
+    let ips = net.cni.add(&attachment).await.unwrap();
+    assert_eq!(ips.len(), 2, "{ips:?}");
+    assert!(run("iptables-save").contains("8080"), "the delegate did not get its capability argument");
+    net.cni.del(&attachment.pod, Some(&attachment.netns)).await.unwrap();
+    assert_eq!(net.allocated("chain"), 0);
+    assert!(!run("iptables-save").contains("8080"));
 }
 
 /// Plugins do not inherit what protects the daemon when memory runs out, nor its limit of open files.
