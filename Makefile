@@ -94,8 +94,11 @@ test: deps ## Unit, property and integration tests (root; real daemon, shim, pau
 	$(MAKE) --no-print-directory unit
 	$(MAKE) --no-print-directory integration
 
-unit: ## Unit and property tests of all crates; some of the shim's, the network's and the cgroups' need root
-	cargo test --locked --workspace --exclude pause
+cni-plugins: ## Build today's CNI plugins from their Go modules
+	$(MAKE) --no-print-directory -C integration/cni
+
+unit: cni-plugins ## Unit and property tests of all crates; some of the shim's, the network's and the cgroups' need root
+	COPEPOD_CNI_PLUGINS=$(CURDIR)/integration/cni/bin cargo test --locked --workspace --exclude pause
 
 model: ## The state machines' property tests, 100,000 sequences each (make test runs 2,000)
 	COPEPOD_MODEL_CASES=100000 cargo test --locked -p runtime --lib pod::life::tests::sequences
@@ -110,13 +113,13 @@ kubelet: ## Build kubelet 1.37 from its Go module
 # Seconds for each target.
 FUZZ_SECONDS := 600
 
-fuzz: ## Fuzz the streaming protocols and image documents (nightly compiler, cargo-fuzz); FUZZ_SECONDS=n for each target
-	cd runtime/streaming && for target in exec headers forward upgrade; do \
-		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -timeout=10 -malloc_limit_mb=8; \
-	done
-	cd image && for target in manifest config reference; do \
-		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -timeout=10 -malloc_limit_mb=8; \
-	done
+FUZZ = cargo +nightly fuzz run $$target $$corpus -- -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -timeout=10 -malloc_limit_mb=8
+
+fuzz: ## Fuzz the streaming protocols, image documents and what CNI plugins print (nightly compiler, cargo-fuzz); FUZZ_SECONDS=n for each target
+	cd runtime/streaming && for target in exec headers forward upgrade; do corpus=; $(FUZZ); done
+	cd image && for target in manifest config reference; do corpus=; $(FUZZ); done
+	cd runtime/network && for target in result configuration; do \
+		corpus="fuzz/corpus/$$target fixtures/$$target"; mkdir -p $$corpus; $(FUZZ); done
 
 test-node: deps build harness kubelet ## Tests with the real kubelet, standalone, on copepod (root)
 	$(BIN)/integration node-test --bin-dir $(BIN) --kubelet $(KUBELET)
@@ -248,4 +251,4 @@ doc: ## API documentation
 
 clean: ## Remove what was built
 	cargo clean
-	rm -rf integration/kube/bin integration/cluster/bin integration/clientgo/bin
+	rm -rf integration/kube/bin integration/cluster/bin integration/clientgo/bin integration/cni/bin

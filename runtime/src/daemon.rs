@@ -13,9 +13,9 @@ use crate::service::{self, Backend, Metrics, Socket, StatsCache};
 use crate::shutdown::Shutdown;
 use crate::stats::StatsReader;
 use crate::user_namespaces::UserNamespaces;
-use crate::{cni_watch, lanes, memory, telemetry, watchdog};
+use crate::{cni_watch, lanes, memory, netns, telemetry, watchdog};
 use image::ImageStore;
-use network::{Cni, CniConfig};
+use network::{Cni, CniConfig, Pace};
 use state::Layout;
 use state::lock::Lock;
 use std::path::PathBuf;
@@ -167,6 +167,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         conf_dir: config.network.conf_dir.clone(),
         bin_dirs: config.network.bin_dirs.clone(),
         cache_dir: layout.network_dir(),
+        boot_id: boot_id.clone(),
         max_parallel: config.network.max_parallel,
         timeout: config.network.timeout,
     });
@@ -240,10 +241,14 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     // It has a time limit too.
     drop(confining.await);
     let conf_dir = config.network.conf_dir.clone();
-    let watching = tokio::spawn(cni_watch::follow(conf_dir, move || {
+    let watching = tokio::spawn({
         let cni = cni.clone();
-        async move { reload_cni(&cni).await }
-    }));
+        cni_watch::follow(conf_dir, move || {
+            let cni = cni.clone();
+            async move { reload_cni(&cni).await }
+        })
+    });
+    let keeping_up = tokio::spawn(async move { cni.upkeep(Pace::default(), unpin).await });
     let probing = tokio::spawn(root.follow(hung_check));
     let trimming = tokio::spawn(memory::trim());
     let sampling = tokio::spawn(service::sample_stats(Arc::clone(&backend.stats), node.clone()));
@@ -260,6 +265,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     managed.abort();
     reloading.abort();
     watching.abort();
+    keeping_up.abort();
     trimming.abort();
     sampling.abort();
     probing.abort();
@@ -329,6 +335,15 @@ async fn reload_cni(cni: &Cni) {
             None => tracing::info!(network = after.network, file = ?after.file, "the pod network is ready"),
             Some(problem) => tracing::warn!(problem, "the pod network is not ready"),
         }
+    }
+}
+
+/// Removes the pin of a pod whose network is released after the pod's end.
+async fn unpin(pin: PathBuf) {
+    let shown = pin.display().to_string();
+    let removed = lanes::kill().run(move || netns::unpin(&pin)).await;
+    if let Err(error) = removed.map_err(std::io::Error::from).flatten() {
+        tracing::warn!(pin = shown, %error, "cannot remove a network namespace pin");
     }
 }
 

@@ -10,7 +10,7 @@ use crate::netns;
 use crate::pod::context::blocking;
 use crate::pod::{Context, Registry, adopt};
 use causes::with_causes;
-use model::{ContainerId, ContainerRecord, PodId, PodRecord};
+use model::{ContainerId, ContainerRecord, PodId, PodPhase, PodRecord};
 use serde::de::DeserializeOwned;
 use state::Layout;
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +39,8 @@ struct Records {
 /// have no record: the lease of such a container is released after its processes have ended.
 struct Known {
     pods: BTreeSet<PodId>,
+    /// Those of `pods` that are torn down.
+    stopped: BTreeSet<PodId>,
     containers: BTreeSet<ContainerId>,
 }
 
@@ -48,7 +50,12 @@ impl Known {
         let kept = records.kept_containers.iter().map(|container| &container.record);
         let recorded = records.containers.values().flatten().chain(kept).map(|record| &record.id);
         let containers = recorded.chain(records.strays.container_ids());
-        Self { pods: pods.cloned().collect(), containers: containers.cloned().collect() }
+        let stopped = records.pods.iter().filter(|(record, _)| record.phase == PodPhase::Stopped);
+        Self {
+            pods: pods.cloned().collect(),
+            stopped: stopped.map(|(record, _)| record.id.clone()).collect(),
+            containers: containers.cloned().collect(),
+        }
     }
 }
 
@@ -82,7 +89,7 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
         strays.remove(&context).await;
         release_images(&context, image_leases, &known).await;
         match network_leases {
-            Ok(pods) => release_networks(&context, pods, &known).await,
+            Ok(pods) => release_networks(&context, pods, &known),
             Err(error) => tracing::warn!(error = %with_causes(&error), "cannot list CNI leases"),
         }
         while !strays.has_no_container() {
@@ -176,24 +183,10 @@ async fn release_images(context: &Context, leases: Vec<String>, known: &Known) {
     }
 }
 
-/// Runs CNI DEL for pods that have a lease but no record, and removes their pins.
-async fn release_networks(context: &Context, pods: Vec<PodId>, known: &Known) {
-    for pod in pods.into_iter().filter(|pod| !known.pods.contains(pod)) {
-        let pin = netns::path(&context.netns_dir, &pod);
-        match context.cni.del(&pod, Some(&pin)).await {
-            Ok(()) => unpin(&pin).await,
-            Err(error) => {
-                tracing::warn!(%pod, error = %with_causes(&error), "cannot release the network of an unknown pod")
-            }
-        }
-    }
-}
-
-async fn unpin(pin: &Path) {
-    let path = pin.to_owned();
-    let removed = blocking("unpin", move || netns::unpin(&path).map_err(|error| Error::of("unpin", error)));
-    if let Err(error) = removed.await {
-        tracing::warn!(pin = %pin.display(), error = %error.text(), "cannot remove a network namespace pin without a pod");
+/// CNI DEL is due for pods that have a lease but no record, or are torn down.
+fn release_networks(context: &Context, pods: Vec<PodId>, known: &Known) {
+    for pod in pods.into_iter().filter(|pod| !known.pods.contains(pod) || known.stopped.contains(pod)) {
+        context.cni.owe(&pod, &netns::path(&context.netns_dir, &pod));
     }
 }
 

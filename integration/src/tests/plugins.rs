@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use cri_api::v1::{DnsConfig, Protocol};
+use cri_api::v1::{DnsConfig, Protocol, StatusRequest};
 use serde_json::{Value, json};
 
 use super::network::{ip, network_becomes};
@@ -24,7 +24,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(plugin_sees_the_pod).own(),
         test!(plugin_sees_ports_and_dns).own(),
         test!(deletion_without_configuration).own(),
-        test!(deletion_is_retried).own(),
+        test!(deletion_is_repeated_without_the_pod).own(),
     ]
 }
 
@@ -105,7 +105,8 @@ async fn spy(cx: &Context, line: &str, addresses: &[&str], plugin: &Value) -> Re
 }
 
 async fn plugin_sees_the_pod(cx: Context) -> Result<()> {
-    let seen = spy(&cx, "cat > /dev/null; env", &["10.9.8.7/24"], &json!({"type": "spy"})).await?;
+    let line = "cat > /dev/null; echo \"the plugin's own line\" >&2; env";
+    let seen = spy(&cx, line, &["10.9.8.7/24"], &json!({"type": "spy"})).await?;
     let config = cx.pod_config().own_network();
     let pod = cx.pod_of(config.clone()).await?;
     let shown = ip(&cx, &pod).await?;
@@ -124,6 +125,7 @@ async fn plugin_sees_the_pod(cx: Context) -> Result<()> {
     ] {
         ensure!(added.contains(&part), "ADD did not see {part} in\n{added}");
     }
+    ensure!(cx.node.last_log(200).contains("the plugin's own line"), "standard error is not in the log");
     cx.cri.drop_pod(&pod.id).await?;
     let deleted = std::fs::read_to_string(format!("{}.DEL", seen.display()))?;
     ensure!(
@@ -185,8 +187,16 @@ async fn deletion_without_configuration(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A failed DEL keeps the pod, so that kubelet retries.
-async fn deletion_is_retried(cx: Context) -> Result<()> {
+/// What verbose Status tells of networks that are still to be released.
+async fn releases(cx: &Context) -> Result<Value> {
+    let request = StatusRequest { verbose: true };
+    let info = cx.cri.runtime.clone().status(request).await?.into_inner().info;
+    Ok(serde_json::from_str(info.get("networkReleases").context("verbose Status has no networkReleases")?)?)
+}
+
+/// A pod whose DEL fails can be stopped and removed. DEL is repeated in the background, also by the next daemon, and until
+/// then its lease stays and `crictl info` shows it.
+async fn deletion_is_repeated_without_the_pod(cx: Context) -> Result<()> {
     let gate = cx.node.paths.dir.join("gate");
     let body = format!(
         "cat > /dev/null; if [ \"$CNI_COMMAND\" = DEL ] && [ ! -e {} ]; then echo '{{\"cniVersion\":\"1.0.0\",\"code\":7,\"msg\":\"not now\"}}'; exit 1; fi; \
@@ -197,13 +207,24 @@ async fn deletion_is_retried(cx: Context) -> Result<()> {
     cx.node.network.uninstall()?;
     cx.node.network.conflist("10-gated.conflist", &json!([{"type": "gated"}]))?;
     let pod = cx.pod_of(cx.pod_config().own_network()).await?;
-    let id = cx.start(&pod, &cx.sleeper("one")).await?;
-    let first = cx.cri.drop_pod(&pod.id).await;
-    ensure!(first.is_err(), "DEL failed, yet the pod is removed: its address would leak");
-    ensure!(cx.cri.pods(None).await?.iter().any(|p| p.id == pod.id), "a pod whose DEL failed is not listed");
-    let state = cx.cri.container(&id).await.map(|s| s.state());
-    ensure!(!matches!(state, Ok(cri_api::v1::ContainerState::ContainerRunning)), "its container runs on");
+    cx.start(&pod, &cx.sleeper("one")).await?;
+    cx.cri.drop_pod(&pod.id).await.context("the pod whose DEL fails")?;
+    ensure!(cx.cri.pods(None).await?.is_empty(), "the pod is still listed");
+    let shown = releases(&cx).await?;
+    let (first, problem) = (&shown["oldest"][0], shown["oldest"][0]["problem"].as_str().unwrap_or_default());
+    ensure!(
+        shown["count"] == 1 && first["pod"] == pod.id.as_str() && problem.contains("not now (code 7)"),
+        "verbose Status shows {shown}"
+    );
+    ensure!(cx.node.last_log(200).contains("cannot release a pod's network"), "the log does not tell it");
+    cx.node.crash().await?;
+    wait::until("the next daemon to try it", secs(20), || async {
+        Ok((releases(&cx).await?["oldest"][0]["attempts"].as_u64() >= Some(1)).then_some(()))
+    })
+    .await?;
     std::fs::write(&gate, "")?;
-    cx.cri.drop_pod(&pod.id).await.context("the second try")?;
-    Ok(())
+    wait::until("DEL to be repeated", secs(30), || async {
+        Ok((releases(&cx).await?["count"] == 0).then_some(()))
+    })
+    .await
 }

@@ -1,6 +1,9 @@
-//! ADD and DEL of a pod; STATUS of the network.
+//! ADD and DEL of a pod; in the modules: the loaded network and STATUS, CHECK and GC, and DELs that have failed.
 
+mod debts;
+mod loaded;
 mod lock;
+mod upkeep;
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -15,17 +18,23 @@ use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
-use crate::conf::{self, Network, PluginConf, Version};
+use crate::CniConfig;
+use crate::conf::{Network, PluginConf};
 use crate::error::{ADVICE, Error, Failure, Verb};
 use crate::input::{Attachment, capabilities, cni_args, plugin_input};
 use crate::lease::{IFNAME, Lease, LeaseWithResult, Leases};
 use crate::plugin::{self, Call};
 use crate::result::AddResult;
-use crate::{CniConfig, Readiness};
-use causes::with_causes;
 
+use self::debts::Ledger;
+use self::loaded::Loading;
 use self::lock::Unfinished;
 
+pub use self::debts::{Debt, Debts, Released};
+pub use self::upkeep::Pace;
+
+/// CNI's error code for a container that is unknown or does not exist.
+const UNKNOWN_CONTAINER: u64 = 3;
 /// Maximum number of operations that wait for a thread: one per pod.
 const WAITING: usize = 4096;
 
@@ -38,12 +47,13 @@ struct Inner {
     config: CniConfig,
     /// Used instead of the same fields of `config`, because they can change. Locked only to copy a value.
     plugins: RwLock<Plugins>,
-    /// Locked only to copy the value, never during I/O.
-    loaded: RwLock<Loaded>,
+    loading: Loading,
+    /// Each chain of plugins takes one; GC takes all.
     slots: Semaphore,
     leases: Leases,
     /// Locked only to read or change a number.
     unfinished: Unfinished,
+    debts: Ledger,
     /// Threads for reading leases and configurations and for starting plugins: each of these disks can hang.
     lane: Lane,
 }
@@ -55,12 +65,6 @@ struct Plugins {
     timeout: Duration,
 }
 
-#[derive(Debug, Clone)]
-struct Loaded {
-    network: Option<Arc<Network>>,
-    readiness: Readiness,
-}
-
 /// The pod that a chain of plugins runs for.
 struct Target<'a> {
     lease: &'a Lease,
@@ -70,19 +74,12 @@ struct Target<'a> {
     netns: OsString,
 }
 
-impl Loaded {
-    fn is_same(&self, file: &Path, network: &Network) -> bool {
-        self.readiness.file.as_deref() == Some(file) && self.network.as_deref() == Some(network)
-    }
-}
-
 impl Cni {
     /// Creates a client, which is not ready until [`Cni::load`] or [`Cni::reload`] is called. Accesses nothing.
     pub fn new(config: CniConfig) -> Self {
-        let problem = Some(format!("{} has not been read yet", config.conf_dir.display()));
-        let loaded = Loaded { network: None, readiness: Readiness { network: None, file: None, problem } };
-        let slots = Semaphore::new(config.max_parallel.clamp(1, Semaphore::MAX_PERMITS));
-        let leases = Leases::new(config.cache_dir.clone());
+        let loading = Loading::new(&config.conf_dir);
+        let slots = Semaphore::new(slots(&config));
+        let leases = Leases::new(config.cache_dir.clone(), config.boot_id.clone());
         let lane = Lane::new(Size {
             name: "cni",
             kept_threads: 1,
@@ -91,9 +88,8 @@ impl Cni {
             max_queued: WAITING,
         });
         let plugins = Plugins { bin_dirs: config.bin_dirs.clone(), timeout: config.timeout };
-        let (plugins, loaded) = (RwLock::new(plugins), RwLock::new(loaded));
-        let unfinished = Unfinished::default();
-        Self(Arc::new(Inner { config, plugins, loaded, slots, leases, unfinished, lane }))
+        let (plugins, unfinished, debts) = (RwLock::new(plugins), Unfinished::default(), Ledger::default());
+        Self(Arc::new(Inner { config, plugins, loading, slots, leases, unfinished, debts, lane }))
     }
 
     /// Changes `bin_dirs` and `timeout` of [`CniConfig`] for operations that start from now on.
@@ -114,79 +110,6 @@ impl Cni {
         &self.0.lane
     }
 
-    /// Reads the configuration folder and then runs [`Cni::status`]. Existing pods keep the configuration
-    /// they were added with.
-    pub async fn reload(&self) -> Readiness {
-        self.load().await;
-        self.status().await
-    }
-
-    /// Reads the configuration folder without running any plugin.
-    pub async fn load(&self) {
-        let dir = self.0.config.conf_dir.clone();
-        let name = dir.display().to_string();
-        let work = self.0.lane.run(move || conf::load(&dir));
-        let found = match timeout(self.timeout(), work).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => Err(format!("{name}: {error}")),
-            Err(_) => Err(format!("{name} could not be read in time")),
-        };
-        match found {
-            // Unchanged: the last result of STATUS remains valid.
-            Ok((file, network)) if self.loaded().is_same(&file, &network) => {}
-            Ok((file, network)) => {
-                let has_status = network.version >= Version::V1_1_0;
-                let problem = has_status
-                    .then(|| format!("plugins of {:?} have not been asked for STATUS yet", network.name));
-                self.set(Loaded {
-                    readiness: Readiness { network: Some(network.name.clone()), file: Some(file), problem },
-                    network: Some(Arc::new(network)),
-                });
-            }
-            Err(problem) => self.set(Loaded {
-                network: None,
-                readiness: Readiness { network: None, file: None, problem: Some(problem) },
-            }),
-        }
-    }
-
-    fn set(&self, loaded: Loaded) {
-        *self.0.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
-    }
-
-    /// The result of the last [`Cni::load`], [`Cni::reload`] or [`Cni::status`]. Does not block.
-    pub fn readiness(&self) -> Readiness {
-        self.loaded().readiness
-    }
-
-    fn loaded(&self) -> Loaded {
-        self.0.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Asks the plugins whether they can serve an ADD, and stores the result. STATUS exists only in networks
-    /// of CNI 1.1.0.
-    pub async fn status(&self) -> Readiness {
-        let before = self.loaded();
-        let Some(network) = before.network.clone().filter(|network| network.version >= Version::V1_1_0)
-        else {
-            return before.readiness;
-        };
-        let mut problem = None;
-        for plugin in &network.plugins {
-            let stdin = plugin_input(&network, plugin, None, None);
-            if let Err(failure) = self.call(Verb::Status, plugin, &stdin, None, self.deadline()).await {
-                problem = Some(format!("plugin {:?}: {}", plugin.kind(), with_causes(&failure)));
-                break;
-            }
-        }
-        let mut loaded = self.0.loaded.write().unwrap_or_else(PoisonError::into_inner);
-        // Keep the result of a reload that happened meanwhile.
-        if loaded.network.as_ref().is_some_and(|now| Arc::ptr_eq(now, &network)) {
-            loaded.readiness.problem = problem;
-        }
-        loaded.readiness.clone()
-    }
-
     /// Attaches the pod to the network and returns its addresses in the plugins' order; there is at least
     /// one. A lease left by an earlier attempt for the same pod is released first.
     ///
@@ -194,11 +117,8 @@ impl Cni {
     /// After an error, plugins may have allocated something: call [`Cni::del`].
     pub async fn add(&self, pod: &Attachment) -> Result<Vec<IpAddr>, Error> {
         let (args, capabilities) = (cni_args(pod)?, capabilities(pod)?);
-        let loaded = self.loaded();
-        let network = loaded.network.ok_or_else(|| Error::NotReady {
-            reason: loaded.readiness.problem.unwrap_or_else(|| "no network is loaded".to_owned()),
-        })?;
-        if self.get_or_set_aside(&pod.pod).await?.is_some() {
+        let network = self.network()?;
+        if self.lease_of(&pod.pod).await?.is_some() {
             self.del(&pod.pod, Some(&pod.netns)).await?;
         }
         let _slot = self.slot(&pod.pod, Verb::Add).await?;
@@ -230,11 +150,11 @@ impl Cni {
             });
             result = Some(parsed.map_err(|failure| plugin_error(Verb::Add, &lease, plugin, failure))?);
         }
-        let result = result.unwrap_or(AddResult { raw: Map::new() });
+        let result = result.unwrap_or_default();
         let raw = result.raw.clone();
         let id = pod.pod.clone();
         self.blocking(move |leases| leases.write_result(&id, &raw)).await?;
-        let ips = result.ips(IFNAME).unwrap_or_default();
+        let ips = result.ips(IFNAME);
         if ips.is_empty() {
             let (pod, network) = (pod.pod.clone(), lease.network.name.clone());
             return Err(Error::NoAddress { pod, network, interface: IFNAME });
@@ -249,7 +169,7 @@ impl Cni {
     /// # Errors
     /// All failures. The lease stays, and `del` can be called again.
     pub async fn del(&self, pod: &PodId, netns: Option<&Path>) -> Result<(), Error> {
-        let Some((lease, result)) = self.get_or_set_aside(pod).await? else {
+        let Some((lease, result)) = self.lease_of(pod).await? else {
             // There is no lease, but a daemon that was killed while writing one may have left an unfinished
             // file.
             return self.remove(pod).await;
@@ -258,12 +178,15 @@ impl Cni {
         let _slot = self.slot(pod, Verb::Del).await?;
         let netns = existing_netns(&self.0.lane, netns).await;
         let target = Target { lease: &lease, lock, netns };
-        let previous = result.as_ref().filter(|_| lease.network.version >= Version::V0_4_0);
+        let previous = result.as_ref().filter(|_| lease.network.version.has_check());
         let mut errors = Vec::new();
         for plugin in lease.network.plugins.iter().rev() {
             let stdin = plugin_input(&lease.network, plugin, Some(&lease.capabilities), previous);
-            if let Err(failure) = self.call(Verb::Del, plugin, &stdin, Some(&target), self.deadline()).await {
-                errors.push(plugin_error(Verb::Del, &lease, plugin, failure));
+            match self.call(Verb::Del, plugin, &stdin, Some(&target), self.deadline()).await {
+                Ok(_) => {}
+                // The plugin does not know the pod, so there is nothing to undo.
+                Err(Failure::Refused { code: UNKNOWN_CONTAINER, .. }) => {}
+                Err(failure) => errors.push(plugin_error(Verb::Del, &lease, plugin, failure)),
             }
         }
         Error::from_all(errors)?;
@@ -301,19 +224,19 @@ impl Cni {
         }
     }
 
-    /// The lease of `pod` with its result. A damaged lease is set aside: DEL cannot be run for it, but the pod can be
-    /// removed or started again.
-    async fn get_or_set_aside(&self, pod: &PodId) -> Result<Option<LeaseWithResult>, Error> {
+    /// The lease of `pod` with its result. In place of a damaged lease it is one with the network that is loaded now: most
+    /// plugins need no more than the pod's id to release what it has.
+    async fn lease_of(&self, pod: &PodId) -> Result<Option<LeaseWithResult>, Error> {
         let id = pod.clone();
-        self.blocking(move |leases| match leases.get(&id) {
-            Err(Error::Lease { source, .. }) if source.kind() == std::io::ErrorKind::InvalidData => {
-                let aside = leases.set_aside(&id)?;
-                tracing::error!(pod = %id, %source, file = %aside.display(), "a CNI lease cannot be read and was set aside: DEL cannot be run for this pod");
-                Ok(None)
-            }
-            other => other,
-        })
-        .await
+        let damaged = match self.blocking(move |leases| leases.get(&id)).await {
+            Err(Error::Lease { source, .. }) if source.kind() == std::io::ErrorKind::InvalidData => source,
+            other => return other,
+        };
+        let network = self.network()?;
+        tracing::error!(%pod, %damaged, network = network.name, "a CNI lease is damaged: DEL is run with the network that is loaded now");
+        let args = format!("IgnoreUnknown=1;K8S_POD_INFRA_CONTAINER_ID={pod}");
+        let network = Network::clone(&network);
+        Ok(Some((Lease::new(pod.clone(), PathBuf::new(), args, Map::new(), network), None)))
     }
 
     async fn blocking<T: Send + 'static>(
@@ -370,6 +293,11 @@ impl Cni {
         }
         result
     }
+}
+
+/// How many chains of plugins may run at once.
+fn slots(config: &CniConfig) -> usize {
+    config.max_parallel.clamp(1, Semaphore::MAX_PERMITS >> 3)
 }
 
 /// CNI_NETNS of a DEL: the path, or empty if it is not a namespace any more.

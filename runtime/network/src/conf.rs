@@ -7,45 +7,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::version::Version;
+
 /// Largest configuration file in bytes.
 const MAX_FILE: u64 = 1 << 20;
 /// Plugins in one chain; real chains have a handful.
 const MAX_PLUGINS: usize = 64;
 /// Maximum number of entries of the folder that are read.
 const MAX_ENTRIES: usize = 10_000;
-
-/// Versions of the CNI specification with compatible result formats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(crate) enum Version {
-    #[serde(rename = "0.3.0")]
-    V0_3_0,
-    #[serde(rename = "0.3.1")]
-    V0_3_1,
-    #[serde(rename = "0.4.0")]
-    V0_4_0,
-    #[serde(rename = "1.0.0")]
-    V1_0_0,
-    #[serde(rename = "1.1.0")]
-    V1_1_0,
-}
-
-impl Version {
-    const ALL: [Self; 5] = [Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
-
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::V0_3_0 => "0.3.0",
-            Self::V0_3_1 => "0.3.1",
-            Self::V0_4_0 => "0.4.0",
-            Self::V1_0_0 => "1.0.0",
-            Self::V1_1_0 => "1.1.0",
-        }
-    }
-
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|version| version.as_str() == text)
-    }
-}
 
 /// One plugin's configuration: an object whose `type` is a plain file name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,6 +67,8 @@ pub(crate) struct Network {
     pub(crate) version: Version,
     #[serde(default)]
     pub(crate) disable_check: bool,
+    #[serde(default)]
+    pub(crate) disable_gc: bool,
     pub(crate) plugins: Vec<PluginConf>,
 }
 
@@ -159,8 +130,9 @@ fn added_plugins(dir: &Path, name: &str) -> Result<Vec<PluginConf>, String> {
         .collect()
 }
 
-/// Parses one file: a list if it has `plugins`, otherwise a single plugin.
-fn parse(
+/// Parses one file: a single plugin if it has a `type` and no `plugins`, otherwise a list, whose plugins may all be files
+/// in the network's own folder.
+pub(crate) fn parse(
     bytes: &[u8],
     added_plugins: impl FnOnce(&str) -> Result<Vec<PluginConf>, String>,
 ) -> Result<Network, String> {
@@ -174,111 +146,72 @@ fn parse(
         return Err(format!("name {name:?} must be letters, digits, '_', '.' and '-'"));
     }
     let version = version(&body)?;
-    let disable_check = flag(&body, "disableCheck")?;
-    // CHECK and GC are not run yet, so these flags are only validated, and the first is kept with the lease.
-    flag(&body, "disableGC")?;
-    let plugins = match body.get("plugins") {
+    let (disable_check, disable_gc) = (flag(&body, "disableCheck")?, flag(&body, "disableGC")?);
+    let only_inlined = flag(&body, "loadOnlyInlinedPlugins")?;
+    let inlined: Option<Vec<PluginConf>> = match body.get("plugins") {
         Some(list) => {
-            let mut plugins: Vec<PluginConf> =
-                serde_json::from_value(list.clone()).map_err(|error| format!("plugins: {error}"))?;
-            if !flag(&body, "loadOnlyInlinedPlugins")? {
-                plugins.extend(added_plugins(&name)?);
-            }
+            Some(serde_json::from_value(list.clone()).map_err(|error| format!("plugins: {error}"))?)
+        }
+        None => None,
+    };
+    let plugins = match inlined {
+        None if only_inlined => {
+            return Err("loadOnlyInlinedPlugins is true, but it has no \"plugins\"".to_owned());
+        }
+        Some(inlined) if only_inlined => inlined,
+        None if body.contains_key("type") => vec![PluginConf::try_from(body)?],
+        inlined => {
+            let mut plugins = inlined.unwrap_or_default();
+            plugins.extend(added_plugins(&name)?);
             plugins
         }
-        None => vec![PluginConf::try_from(body)?],
     };
     if plugins.is_empty() || plugins.len() > MAX_PLUGINS {
-        return Err(format!("{} plugins; 1 to {MAX_PLUGINS} can be run", plugins.len()));
+        return Err(format!(
+            "{} plugins in its \"plugins\" and in files {name}/*.conf beside it; 1 to {MAX_PLUGINS} can be run",
+            plugins.len()
+        ));
     }
-    Ok(Network { name, version, disable_check, plugins })
+    Ok(Network { name, version, disable_check, disable_gc, plugins })
 }
 
-/// The newest supported version among `cniVersions` and `cniVersion`.
+/// The newest supported version among `cniVersions` and `cniVersion`. A configuration without a version is one of 0.1.0.
 fn version(body: &Map<String, Value>) -> Result<Version, String> {
-    let named = body.get("cniVersion").and_then(Value::as_str);
-    let listed =
-        body.get("cniVersions").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-    let given: Vec<&str> = named.into_iter().chain(listed).collect();
-    given
-        .iter()
-        .filter_map(|text| Version::parse(text))
-        .max()
-        .ok_or_else(|| format!("cniVersion {given:?} is not one of 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"))
+    let text = |value: &Value| {
+        value.as_str().map(str::to_owned).ok_or_else(|| format!("cniVersion {value} is not a text"))
+    };
+    let mut given = Vec::new();
+    match body.get("cniVersion") {
+        None | Some(Value::Null) => {}
+        Some(named) => given.push(text(named)?),
+    }
+    match body.get("cniVersions") {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(listed)) => {
+            for listed in listed {
+                given.push(text(listed)?);
+            }
+        }
+        Some(other) => return Err(format!("cniVersions is {other}, not a list")),
+    }
+    given.retain(|text| !text.is_empty());
+    if given.is_empty() {
+        return Ok(Version::V0_1_0);
+    }
+    let known = given.iter().filter_map(|text| Version::parse(text)).max();
+    known.ok_or_else(|| format!("cniVersion {given:?} is not one of {}", Version::known()))
 }
 
-/// Reads a boolean; strings are accepted because the reference library accepts them.
+/// Reads a boolean. The reference library also accepts texts in any case.
 fn flag(body: &Map<String, Value>, key: &str) -> Result<bool, String> {
     match body.get(key) {
         None | Some(Value::Null) => Ok(false),
         Some(Value::Bool(on)) => Ok(*on),
-        Some(Value::String(text)) if text == "true" => Ok(true),
-        Some(Value::String(text)) if text == "false" => Ok(false),
+        Some(Value::String(text)) if text.eq_ignore_ascii_case("true") => Ok(true),
+        Some(Value::String(text)) if text.eq_ignore_ascii_case("false") => Ok(false),
         Some(other) => Err(format!("{key} is {other}, not true or false")),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parsed(text: &str) -> Result<Network, String> {
-        parse(text.as_bytes(), |_| Ok(Vec::new()))
-    }
-
-    #[test]
-    fn lists_and_single_plugins() {
-        let list = parsed(
-            r#"{"cniVersion":"0.4.0","cniVersions":["1.0.0","9.9.9"],"name":"net","disableCheck":"true",
-               "plugins":[{"type":"bridge","ipam":{}},{"type":"portmap","capabilities":{"portMappings":true}}]}"#,
-        )
-        .unwrap();
-        assert_eq!((list.name.as_str(), list.version, list.disable_check), ("net", Version::V1_0_0, true));
-        assert!(list.plugins[1].wants("portMappings") && !list.plugins[0].wants("portMappings"));
-        let single = parsed(r#"{"cniVersion":"0.3.1","name":"one","type":"bridge"}"#).unwrap();
-        assert_eq!((single.version, single.plugins[0].kind()), (Version::V0_3_1, "bridge"));
-        let json = serde_json::to_string(&list).unwrap();
-        assert_eq!(serde_json::from_str::<Network>(&json).unwrap(), list);
-    }
-
-    #[test]
-    fn errors_name_the_fault() {
-        for (text, word) in [
-            ("", "EOF"),
-            ("[]", "map"),
-            (r#"{"cniVersion":"1.0.0","plugins":[]}"#, "name"),
-            (r#"{"cniVersion":"1.0.0","name":"../x","plugins":[]}"#, "../x"),
-            (r#"{"name":"n","type":"bridge"}"#, "cniVersion"),
-            (r#"{"cniVersion":"2.0.0","name":"n","type":"bridge"}"#, "2.0.0"),
-            (r#"{"cniVersion":"1.0.0","name":"n","plugins":[]}"#, "0 plugins"),
-            (r#"{"cniVersion":"1.0.0","name":"n"}"#, "type"),
-            (r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"../../bin/sh"}]}"#, "../../bin/sh"),
-            (r#"{"cniVersion":"1.0.0","name":"n","type":"t","disableGC":3}"#, "disableGC"),
-        ] {
-            let reason = parsed(text).unwrap_err();
-            assert!(reason.contains(word), "{text}: {reason}");
-        }
-    }
-
-    #[test]
-    fn the_first_file_by_name_decides_and_errors_name_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
-        assert!(load(dir.path()).unwrap_err().contains("no network configuration"));
-        assert!(load(&dir.path().join("absent")).unwrap_err().contains("absent"));
-        put("README.md", "no");
-        put(".00-hidden.conf", "no");
-        put("20-b.conf", r#"{"cniVersion":"1.0.0","name":"b","type":"bridge"}"#);
-        fs::create_dir(dir.path().join("00.conf")).unwrap();
-        assert_eq!(load(dir.path()).unwrap().1.name, "b");
-        put("10-a.conflist", r#"{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"bridge"}]}"#);
-        fs::create_dir(dir.path().join("a")).unwrap();
-        put("a/50-more.conf", r#"{"type":"tuning"}"#);
-        let (path, network) = load(dir.path()).unwrap();
-        assert!(path.ends_with("10-a.conflist"));
-        let kinds: Vec<&str> = network.plugins.iter().map(PluginConf::kind).collect();
-        assert_eq!(kinds, ["bridge", "tuning"]);
-        put("05-broken.json", "{");
-        assert!(load(dir.path()).unwrap_err().contains("05-broken.json"));
-    }
-}
+mod tests;

@@ -14,6 +14,10 @@ pub enum Verb {
     Add,
     /// Detaches it.
     Del,
+    /// Asks whether the pod's network is as ADD left it (0.4.0).
+    Check,
+    /// Tells the plugin which pods are attached, so that it releases what belongs to others (1.1.0).
+    Gc,
     /// Asks whether the plugin can serve an ADD now (1.1.0).
     Status,
 }
@@ -24,6 +28,8 @@ impl Verb {
         match self {
             Self::Add => "ADD",
             Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Gc => "GC",
             Self::Status => "STATUS",
         }
     }
@@ -166,12 +172,24 @@ pub enum Error {
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// The error of the system call or of the parser.
+        /// The error of the system call or of the parser. Its kind is InvalidData for a damaged file.
         source: io::Error,
     },
-    /// Several plugins failed during DEL; every one was run.
-    #[error("{} failures, the first: {}", .0.len(), .0.first().map(|error| with_causes(error)).unwrap_or_default())]
+    /// Several plugins failed during DEL or GC; every one was run.
+    #[error("{} failures: {}", .0.len(), reasons(.0))]
     Several(Vec<Error>),
+}
+
+/// How many failures a message of several has in full: each may have a kilobyte, and the message is sent in a header of
+/// HTTP/2, whose size clients limit.
+const MAX_REASONS: usize = 4;
+
+fn reasons(errors: &[Error]) -> String {
+    let mut text: Vec<String> = errors.iter().take(MAX_REASONS).map(|error| with_causes(error)).collect();
+    if let Some(more @ 1..) = errors.len().checked_sub(MAX_REASONS) {
+        text.push(format!("and {more} more"));
+    }
+    text.join("; ")
 }
 
 impl Error {
@@ -201,5 +219,31 @@ impl Error {
             1 => Err(errors.remove(0)),
             _ => Err(Self::Several(errors)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_of_several_failures_is_told_with_its_reason() {
+        let failed = |number: u64| Error::Plugin {
+            pod: None,
+            verb: Verb::Del,
+            plugin: format!("p{number}"),
+            network: "net".to_owned(),
+            failure: Box::new(Failure::Refused {
+                code: number,
+                message: format!("reason {number}"),
+                details: String::new(),
+            }),
+        };
+        let text = |count: u64| Error::from_all((0..count).map(failed).collect()).unwrap_err().to_string();
+        let two = "2 failures: CNI DEL of plugin \"p0\" in network \"net\": reason 0 (code 0); \
+            CNI DEL of plugin \"p1\" in network \"net\": reason 1 (code 1)";
+        assert_eq!(text(2), two);
+        assert!(text(4).ends_with("reason 3 (code 3)"));
+        assert!(text(9).ends_with("reason 3 (code 3); and 5 more"));
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::bandwidth::{self, InvalidBandwidth};
 use crate::conf::{Network, PluginConf};
 use crate::error::Error;
+use crate::lease::IFNAME;
 use crate::plugin;
 
 /// The data about a pod that plugins get.
@@ -43,6 +44,8 @@ pub(crate) fn plugin_input(
     previous: Option<&Map<String, Value>>,
 ) -> Map<String, Value> {
     let mut body = plugin.body().clone();
+    // Reserved for the runtime (specification, sections 1 and 3).
+    body.retain(|key, _| !key.starts_with("cni.dev/") && key != "prevResult");
     body.insert("name".to_owned(), network.name.clone().into());
     body.insert("cniVersion".to_owned(), network.version.as_str().into());
     let wanted: Map<String, Value> = capabilities
@@ -56,6 +59,18 @@ pub(crate) fn plugin_input(
     }
     if let Some(previous) = previous {
         body.insert("prevResult".to_owned(), previous.clone().into());
+    }
+    body
+}
+
+/// The standard input of one plugin for GC: `valid` are the pods that are attached to the network.
+pub(crate) fn gc_input(network: &Network, plugin: &PluginConf, valid: &[PodId]) -> Map<String, Value> {
+    let mut body = plugin_input(network, plugin, None, None);
+    let valid: Vec<Value> =
+        valid.iter().map(|pod| json!({"containerID": pod.as_str(), "ifname": IFNAME})).collect();
+    // The name in the specification, and the one that it had at first, which released plugins read.
+    for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+        body.insert(key.to_owned(), valid.clone().into());
     }
     body
 }

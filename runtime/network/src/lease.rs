@@ -1,7 +1,8 @@
 //! Leases on disk: one file per pod, written before its ADD and removed after its DEL.
 //!
 //! `<pod>` has the arguments of ADD and is synced. `<pod>.result` has the result of ADD. It is not
-//! synced: no network namespace survives a reboot, so the result may be lost with one.
+//! synced: no network namespace survives a reboot, so the result may be lost with one. Both are record files
+//! (`state::file`), with magic, checksum and boot id. Files of earlier builds, which had none of these, are read too.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -21,14 +22,15 @@ use crate::error::Error;
 
 /// Largest lease in bytes: a configuration of at most 1 MiB, and a pod's arguments.
 const MAX_BYTES: u64 = 4 << 20;
-/// Format version of the file; fields are added without changing it.
+/// Version of the lease's content; fields are added without changing it.
 const VERSION: u32 = 1;
 
 /// Name of the pod's interface, given to the plugins (CNI_IFNAME); Kubernetes uses no other.
 pub const IFNAME: &str = "eth0";
 
-/// Suffix of a file that is still being written.
-const TEMPORARY: &str = "new";
+/// The kind of a lease's file, and of a result's.
+const LEASE: &str = "cni-lease";
+const RESULT: &str = "cni-result";
 
 /// Everything that DEL needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,11 +66,13 @@ impl Lease {
 #[derive(Debug, Clone)]
 pub(crate) struct Leases {
     dir: PathBuf,
+    /// Of this boot.
+    boot_id: String,
 }
 
 impl Leases {
-    pub(crate) fn new(dir: PathBuf) -> Self {
-        Self { dir }
+    pub(crate) fn new(dir: PathBuf, boot_id: String) -> Self {
+        Self { dir, boot_id }
     }
 
     fn lease_path(&self, pod: &PodId) -> PathBuf {
@@ -82,39 +86,39 @@ impl Leases {
     /// Writes a lease. Returns once it survives a power loss.
     pub(crate) fn write(&self, lease: &Lease) -> Result<(), Error> {
         let path = self.lease_path(&lease.pod);
-        write(&self.dir, &path, lease, true).map_err(failed("write the CNI lease", &path))
+        self.write_file(&path, LEASE, lease, true).map_err(failed("write the CNI lease", &path))
     }
 
     /// Stores the result of ADD.
     pub(crate) fn write_result(&self, pod: &PodId, result: &Map<String, Value>) -> Result<(), Error> {
         let path = self.result_path(pod);
-        write(&self.dir, &path, result, false).map_err(failed("write the CNI result", &path))
+        self.write_file(&path, RESULT, result, false).map_err(failed("write the CNI result", &path))
     }
 
-    /// The lease and its result. A lease that cannot be parsed is an error of kind InvalidData; a result that
-    /// cannot be parsed is treated as missing.
+    fn write_file<T: Serialize>(&self, path: &Path, kind: &str, data: &T, durable: bool) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        // The only writer of this pod's files.
+        state::file::write_within(MAX_BYTES, path, kind, &self.boot_id, data, durable).map_err(io_error)
+    }
+
+    /// The lease and its result. A damaged lease is an error of kind InvalidData; a damaged result is treated as missing.
     pub(crate) fn get(&self, pod: &PodId) -> Result<Option<LeaseWithResult>, Error> {
         let path = self.lease_path(pod);
-        let Some(lease) = read::<Lease>(&path).map_err(failed("read the CNI lease", &path))? else {
+        let failed = |source| failed("read the CNI lease", &path)(source);
+        let Some(lease) = read::<Lease>(&path, LEASE).map_err(failed)? else {
             return Ok(None);
         };
         if lease.version > VERSION {
             // The lease is intact: the later version can use it for DEL.
             let reason = format!("version {}, known is {VERSION}: a later copepod wrote it", lease.version);
-            return Err(failed("read the CNI lease", &path)(io::Error::new(
-                io::ErrorKind::Unsupported,
-                reason,
-            )));
+            return Err(failed(io::Error::new(io::ErrorKind::Unsupported, reason)));
         }
         let reason =
             if lease.pod != *pod { "it is the lease of another pod" } else { "it has an unknown version" };
         if lease.pod != *pod || lease.version != VERSION {
-            return Err(failed("read the CNI lease", &path)(io::Error::new(
-                io::ErrorKind::InvalidData,
-                reason,
-            )));
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidData, reason)));
         }
-        let result = read(&self.result_path(pod)).unwrap_or_else(|error| {
+        let result = read(&self.result_path(pod), RESULT).unwrap_or_else(|error| {
             tracing::warn!(%pod, %error, "cannot read a CNI result; DEL runs without it");
             None
         });
@@ -135,9 +139,10 @@ impl Leases {
     /// Removes the lease. Not synced: a DEL that is repeated after a power loss does no harm.
     pub(crate) fn remove(&self, pod: &PodId) -> Result<(), Error> {
         let (result, lease) = (self.result_path(pod), self.lease_path(pod));
-        for path in
-            [result.with_added_extension(TEMPORARY), lease.with_added_extension(TEMPORARY), result, lease]
-        {
+        // What a daemon that was killed while writing has left; those with two dots are of earlier builds.
+        let unfinished = ["result.new", "new"].map(|end| self.dir.join(format!("{pod}.{end}")));
+        let hidden = [".result.new", ".new"].map(|end| self.dir.join(format!(".{pod}{end}")));
+        for path in unfinished.into_iter().chain(hidden).chain([result, lease]) {
             match fs::remove_file(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -152,12 +157,21 @@ impl Leases {
         Ok(())
     }
 
-    /// Renames a lease that cannot be read, so that it can be inspected.
-    pub(crate) fn set_aside(&self, pod: &PodId) -> Result<PathBuf, Error> {
-        let (path, aside) = (self.lease_path(pod), self.dir.join(format!("{pod}.torn")));
-        fs::rename(&path, &aside).map_err(failed("set aside", &path))?;
-        self.remove(pod)?;
-        Ok(aside)
+    /// Removes damaged leases that earlier builds have set aside and never looked at again.
+    pub(crate) fn sweep(&self) -> Result<(), Error> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed("list", &self.dir)(error)),
+        };
+        for entry in entries {
+            let path = entry.map_err(failed("list", &self.dir))?.path();
+            if path.extension().is_some_and(|end| end == "torn") {
+                tracing::warn!(path = %path.display(), "removing a damaged CNI lease that an earlier version has set aside");
+                fs::remove_file(&path).map_err(failed("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Pods with a lease, sorted.
@@ -182,24 +196,34 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
     move |source| Error::Lease { action, path, source }
 }
 
-fn write<T: Serialize>(dir: &Path, path: &Path, data: &T, durable: bool) -> io::Result<()> {
-    let bytes = serde_json::to_vec(data)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_BYTES} bytes")));
+/// Its kind is InvalidData if the file itself is bad, and Unsupported if a later build has written it.
+fn io_error(error: state::Error) -> io::Error {
+    match error {
+        state::Error::Io { source, .. } => source,
+        error if error.is_bad_file() => io::Error::new(io::ErrorKind::InvalidData, error),
+        error @ state::Error::TooLarge { .. } => io::Error::new(io::ErrorKind::FileTooLarge, error),
+        error => io::Error::new(io::ErrorKind::Unsupported, error),
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    // The only writer of this pod's files, so the temporary name is not shared.
-    sys::file::replace(path, &path.with_added_extension(TEMPORARY), &bytes, 0o600, durable)
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
-    match sys::file::read_own(path, MAX_BYTES) {
-        Ok(None) => Ok(None),
-        Ok(Some(bytes)) => {
-            serde_json::from_slice(&bytes).map(Some).map_err(|error| invalid(error.to_string()))
-        }
-        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(invalid(error.to_string())),
-        Err(error) => Err(error),
+fn read<T: DeserializeOwned>(path: &Path, kind: &str) -> io::Result<Option<T>> {
+    match state::file::read(path, kind) {
+        Ok(stored) => Ok(stored.map(|stored| stored.data)),
+        Err(error) if error.is_bad_file() => bare(path).map(Some).ok_or_else(|| io_error(error)),
+        Err(error) => Err(io_error(error)),
     }
 }
+
+/// The data in a file of an earlier build, which is its bare JSON.
+fn bare<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let bytes = sys::file::read_own(path, MAX_BYTES).ok()??;
+    let object: Map<String, Value> = serde_json::from_slice(&bytes).ok()?;
+    // A damaged record is not one.
+    if object.contains_key("magic") {
+        return None;
+    }
+    serde_json::from_value(Value::Object(object)).ok()
+}
+
+#[cfg(test)]
+mod tests;

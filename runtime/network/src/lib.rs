@@ -10,15 +10,20 @@ mod attach;
 mod bandwidth;
 mod conf;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod input;
 mod lease;
+#[cfg(test)]
+mod members;
 mod plugin;
 mod result;
+mod version;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use attach::Cni;
+pub use attach::{Cni, Debt, Debts, Pace, Released};
 pub use bandwidth::{InvalidBandwidth, check_bandwidth};
 pub use error::{Error, Failure, Verb};
 pub use input::{Attachment, fits_cni_args};
@@ -33,6 +38,8 @@ pub struct CniConfig {
     pub bin_dirs: Vec<PathBuf>,
     /// Folder of the leases; must survive a reboot.
     pub cache_dir: PathBuf,
+    /// The id of this boot, which is written into the leases.
+    pub boot_id: String,
     /// Number of plugin chains that may run at once; at least 1.
     pub max_parallel: usize,
     /// Time limit for an ADD of the whole chain, and for a DEL or STATUS of one plugin; also for the

@@ -58,7 +58,7 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
     let started = Instant::now();
     let deadline = call.deadline;
     let hung = || Failure::Hung { after_ms: (deadline - started).as_millis() };
-    let stdin = call.stdin.clone();
+    let (verb, container, stdin) = (call.verb, call.container.clone(), call.stdin.clone());
     // Finding and executing the program may wait for a disk.
     let spawning = lane.run(move || spawn(&call));
     let (path, child) = match timeout_at(deadline, spawning).await {
@@ -106,7 +106,20 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
     if stdout.len() > MAX_STDOUT {
         return Err(Failure::TooMuch { limit: MAX_STDOUT });
     }
-    if status.success() { Ok(stdout) } else { Err(exit_failure(status, &stdout, &stderr)) }
+    let failure = (!status.success()).then(|| exit_failure(status, &stdout, &stderr));
+    log(failure.as_ref(), (verb, &container), &path, &stderr);
+    failure.map_or(Ok(stdout), Err)
+}
+
+/// Logs a plugin's standard error, which is where plugins write their log, also when they succeed.
+fn log(failure: Option<&Failure>, (verb, container): (Verb, &str), path: &Path, stderr: &[u8]) {
+    let stderr = excerpt(stderr);
+    // `Ended` has it already.
+    if stderr.is_empty() || matches!(failure, Some(Failure::Ended { .. })) {
+        return;
+    }
+    let plugin = path.file_name().unwrap_or_default().display();
+    tracing::info!(%verb, %plugin, container, stderr, "a CNI plugin has written to its standard error");
 }
 
 /// A running plugin with our ends of its pipes.
@@ -159,8 +172,10 @@ fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
             Err(error) => return Err(failed(error)),
         }
     };
+    let pid = child.pid;
     // From here on it is killed if something fails.
     let process = Process::new(child).map_err(failed)?;
+    unprotect(pid);
     let start = || -> io::Result<Started> {
         Ok(Started {
             process,
@@ -171,6 +186,19 @@ fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
     };
     let started = start().map_err(failed)?;
     Ok((path, started))
+}
+
+/// Gives a plugin the usual oom_score_adj(5). It inherits the daemon's, which protects the daemon from being killed when
+/// memory runs out, and plugins may be large and leave processes. (Its limit of open files is the one that the daemon was
+/// started with, see [`sys::spawn`].)
+fn unprotect(pid: u32) {
+    let read = || std::fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse::<i32>().ok();
+    if read().is_some_and(|own| own < 0)
+        && let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0")
+    {
+        // It has ended already, mostly.
+        tracing::debug!(pid, %error, "cannot set oom_score_adj of a CNI plugin");
+    }
 }
 
 /// Variables of the daemon that are meant for it alone: those of its service manager's protocols (sd_notify(3),
@@ -249,7 +277,7 @@ struct CniError {
 }
 
 /// The failure of a plugin that exited with an error.
-fn exit_failure(status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> Failure {
+pub(crate) fn exit_failure(status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> Failure {
     if let Ok(error) = serde_json::from_slice::<CniError>(stdout)
         && !error.msg.is_empty()
     {

@@ -10,6 +10,7 @@ use crate::shims::{Client, spawn};
 use crate::{failpoint, lanes, netns};
 use causes::with_causes;
 use model::{ContainerId, NamespaceMode, PodId, PodRecord};
+use network::Released;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,6 +19,8 @@ use wire::{ExitFacts, Request};
 
 /// Time limit for the shim to kill and reap everything. After that the daemon kills by the pod's cgroups.
 const STOP: Duration = Duration::from_secs(8);
+/// How long the pod's end waits for CNI DEL. Kubelet gives StopPodSandbox two minutes.
+const RELEASE: Duration = Duration::from_secs(30);
 /// Time limit for a shim without processes to exit.
 const EXIT: Duration = Duration::from_secs(2);
 
@@ -145,16 +148,17 @@ pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, Exi
     found
 }
 
-/// Runs CNI DEL and removes the pin. Does nothing for a pod with the host network.
+/// Runs CNI DEL and removes the pin. A DEL that fails or takes long is no error: the daemon repeats it and removes the pin
+/// then, whatever becomes of the pod. Does nothing for a pod with the host network.
 pub(crate) async fn release_network(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
     if record.config.security.namespaces.network == NamespaceMode::Node {
         return Vec::new();
     }
     let _step = progress::enter("release the network", "");
     let pin = pin_path(context, record);
-    // A DEL that fails is repeated, and needs the namespace.
-    if let Err(error) = context.cni.del(&record.id, Some(&pin)).await {
-        return vec![Error::from(error).context(format!("pod {}: release the network", record.id))];
+    match context.cni.release(&record.id, &pin, RELEASE).await {
+        Released::Now => {}
+        Released::Later => return Vec::new(),
     }
     let removed = lanes::run(lanes::kill(), record.id.as_str(), "unpin", move || {
         netns::unpin(&pin).map_err(|error| Error::of(format!("unpin {}", pin.display()), error))

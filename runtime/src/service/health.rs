@@ -8,7 +8,7 @@ use crate::operations::{Operation, UnderWay};
 use crate::root::Problem;
 use crate::selinux::Selinux;
 use cri_api::v1 as cri;
-use network::Readiness;
+use network::{Debt, Debts, Readiness};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -143,6 +143,21 @@ fn info(
     .into()
 }
 
+/// Pods whose network is not released although they have ended, for a verbose status.
+pub(super) fn releases(debts: &Debts) -> serde_json::Value {
+    let oldest = debts.oldest.iter().map(|debt| {
+        let Debt { pod, since, attempts, next, problem } = debt;
+        serde_json::json!({
+            "pod": pod.as_str(),
+            "seconds": seconds(*since),
+            "attempts": attempts,
+            "nextSeconds": next.map(seconds),
+            "problem": problem,
+        })
+    });
+    serde_json::json!({ "count": debts.count, "oldest": oldest.collect::<Vec<_>>() })
+}
+
 /// The part of containerd's `cniconfig` that is known here: its users look there for the network that is loaded.
 fn cniconfig(readiness: &Readiness, network: &crate::config::Network) -> serde_json::Value {
     let networks = readiness.network.as_ref().map(
@@ -245,6 +260,25 @@ mod tests {
         );
         let keys: Vec<_> = shown["oldest"][1].as_object().unwrap().keys().collect();
         assert_eq!(keys, ["seconds", "since"]);
+    }
+
+    #[test]
+    fn networks_that_are_still_to_be_released_are_shown() {
+        let pod = model::PodId::from_random([1; 32]);
+        let debt = Debt {
+            pod: pod.clone(),
+            since: Duration::from_millis(61_500),
+            attempts: 3,
+            next: Some(Duration::from_secs(4)),
+            problem: "no such program".to_owned(),
+        };
+        let running = Debt { next: None, ..debt.clone() };
+        let shown = releases(&Debts { count: 40, oldest: vec![debt, running] });
+        let first = serde_json::json!({
+            "pod": pod.as_str(), "seconds": 61.5, "attempts": 3, "nextSeconds": 4.0, "problem": "no such program",
+        });
+        assert_eq!((&shown["count"], &shown["oldest"][0]), (&40.into(), &first));
+        assert_eq!(shown["oldest"][1]["nextSeconds"], serde_json::Value::Null);
     }
 
     #[test]

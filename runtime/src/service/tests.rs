@@ -53,6 +53,7 @@ impl Fixture {
             conf_dir: config.network.conf_dir.clone(),
             bin_dirs: config.network.bin_dirs.clone(),
             cache_dir: layout.network_dir(),
+            boot_id: state::boot::id().unwrap(),
             max_parallel: 1,
             timeout: Duration::from_secs(5),
         });

@@ -11,7 +11,7 @@ use model::PodId;
 use tokio::time::{Instant, sleep};
 
 use super::Cni;
-use crate::error::ADVICE;
+use crate::error::{ADVICE, Error};
 use causes::with_causes;
 
 /// How long a command waits for plugins that may still run.
@@ -64,6 +64,16 @@ impl Unfinished {
 }
 
 impl Cni {
+    /// Locks the pod's lease; `None` if it is locked already.
+    pub(super) async fn lock_at_once(&self, pod: &PodId) -> Result<Option<OwnedFd>, Error> {
+        let id = pod.clone();
+        let lock = self.blocking(move |leases| leases.lock(&id)).await?;
+        if lock.is_some() {
+            self.0.unfinished.locked(pod);
+        }
+        Ok(lock)
+    }
+
     /// Locks the pod's lease. It waits for plugins that may still run: what their ADD allocates after our DEL would stay
     /// allocated. Returns `None`, and the caller goes on without the lock, if they run too long, if all plugins have ended
     /// and only a process that they left has the lock, or if the file system has no locks.
@@ -73,12 +83,8 @@ impl Cni {
         let until = Instant::now() + wait;
         let mut again = false;
         loop {
-            let id = pod.clone();
-            match self.blocking(move |leases| leases.lock(&id)).await {
-                Ok(Some(lock)) => {
-                    self.0.unfinished.locked(pod);
-                    return Some(Arc::new(lock));
-                }
+            match self.lock_at_once(pod).await {
+                Ok(Some(lock)) => return Some(Arc::new(lock)),
                 // Not at once: a program that this daemon is starting has a copy of every descriptor for a moment.
                 Ok(None) if again && !self.0.unfinished.any(pod) => {
                     tracing::debug!(%pod, "a CNI plugin has left a process, which may never end: it is not waited for");

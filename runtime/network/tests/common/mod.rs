@@ -1,6 +1,8 @@
 //! A temporary folder with configurations, plugins and leases.
 #![allow(dead_code)] // each test program uses only some of it
 
+pub(crate) mod isolation;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
@@ -52,6 +54,7 @@ impl Bench {
             conf_dir: self.path("conf"),
             bin_dirs: vec![self.path("bin")],
             cache_dir: self.path("cache"),
+            boot_id: "boot".to_owned(),
             max_parallel: 4,
             timeout: Duration::from_secs(20),
         }

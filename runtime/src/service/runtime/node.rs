@@ -25,7 +25,12 @@ pub(super) async fn status(
     };
     let verbose = verbose.then(operations::under_way);
     let root = root.problem();
-    Ok(health::status(&cni.readiness(), root.as_ref(), measured, &config.borrow(), verbose.as_ref()))
+    let mut reply =
+        health::status(&cni.readiness(), root.as_ref(), measured, &config.borrow(), verbose.as_ref());
+    if verbose.is_some() {
+        reply.info.insert("networkReleases".to_owned(), health::releases(&cni.debts()).to_string());
+    }
+    Ok(reply)
 }
 
 /// RuntimeConfig.

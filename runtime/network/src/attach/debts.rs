@@ -1,0 +1,290 @@
+//! Pods whose DEL is still due although they may be gone. A DEL that fails must not keep its pod from being stopped and
+//! removed: the program of a plugin may be gone for good, after a change of the network for example. The lease on disk keeps
+//! what DEL needs, also across restarts; this ledger has what is due, and when DEL is tried again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use causes::with_causes;
+use model::PodId;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+use super::Cni;
+
+/// The pause before the first repetition. Each further one is twice as long, up to the second limit.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(300);
+/// How many DELs are repeated at once.
+const PARALLEL: usize = 4;
+/// How long the pod's network namespace is kept for DEL, which moves physical interfaces back, for example. The address is
+/// not given to another pod as long as DEL is due.
+const KEEP_NETNS: Duration = Duration::from_secs(600);
+/// How many debts are listed.
+const SHOWN: usize = 32;
+
+/// What became of a release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Released {
+    /// DEL has succeeded, or there was nothing to release. The caller removes the namespace's pin.
+    Now,
+    /// DEL is repeated in the background ([`Cni::upkeep`]), where the pin is removed too.
+    Later,
+}
+
+/// A pod whose DEL is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Debt {
+    /// The pod, which may be removed.
+    pub pod: PodId,
+    /// For how long this daemon has known it.
+    pub since: Duration,
+    /// How often DEL has failed.
+    pub attempts: u32,
+    /// Time until the next attempt; `None` while one runs.
+    pub next: Option<Duration>,
+    /// Why the last attempt failed; empty before its end.
+    pub problem: String,
+}
+
+/// Pods whose DEL is due.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Debts {
+    /// Their number.
+    pub count: usize,
+    /// Those that are due for the longest time, at most 32.
+    pub oldest: Vec<Debt>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    /// Locked only to read or change an entry. There are no more entries than leases on disk.
+    entries: Mutex<BTreeMap<PodId, Entry>>,
+    /// Told when an entry has changed.
+    pub(super) changed: Notify,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// The namespace's pin; `None` once it is removed.
+    netns: Option<PathBuf>,
+    since: Instant,
+    attempts: u32,
+    problem: String,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// A DEL runs.
+    Running,
+    /// The next one is to begin.
+    Due(Instant),
+    /// DEL has succeeded; the pin is still to be removed.
+    Done,
+}
+
+impl Ledger {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<PodId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an entry; false if there is one already.
+    fn add(&self, pod: &PodId, netns: &Path, state: State) -> bool {
+        let mut entries = self.entries();
+        if entries.contains_key(pod) {
+            return false;
+        }
+        let netns = Some(netns.to_path_buf());
+        let entry = Entry { netns, since: Instant::now(), attempts: 0, problem: String::new(), state };
+        entries.insert(pod.clone(), entry);
+        true
+    }
+
+    fn ended(&self, pod: &PodId, problem: Option<String>) {
+        if let Some(entry) = self.entries().get_mut(pod) {
+            match problem {
+                None => entry.state = State::Done,
+                Some(problem) => {
+                    entry.attempts = entry.attempts.saturating_add(1);
+                    entry.problem = problem;
+                    entry.state = State::Due(Instant::now() + pause(entry.attempts));
+                }
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// Whether the pod's DEL is due.
+    pub(super) fn has(&self, pod: &PodId) -> bool {
+        self.entries().contains_key(pod)
+    }
+
+    /// The pins that are to be removed now. Entries without anything left to do are removed.
+    pub(super) fn pins(&self) -> Vec<PathBuf> {
+        let mut entries = self.entries();
+        let old = |entry: &Entry| entry.since.elapsed() >= KEEP_NETNS && entry.state != State::Running;
+        let due = entries.values_mut().filter(|entry| entry.state == State::Done || old(entry));
+        let pins = due.filter_map(|entry| entry.netns.take()).collect();
+        entries.retain(|_, entry| entry.state != State::Done);
+        pins
+    }
+
+    /// When the next attempt is to begin, or the next pin to be removed.
+    pub(super) fn next(&self) -> Option<Instant> {
+        let entries = self.entries();
+        let running = entries.values().filter(|entry| entry.state == State::Running).count();
+        let times = entries.values().flat_map(|entry| {
+            let (attempt, pin) = match entry.state {
+                State::Running => (None, None),
+                // The end of a running one is told.
+                State::Due(_) if running >= PARALLEL => (None, Some(entry.since + KEEP_NETNS)),
+                State::Due(at) => (Some(at), Some(entry.since + KEEP_NETNS)),
+                State::Done => (Some(entry.since), None),
+            };
+            attempt.into_iter().chain(pin.filter(|_| entry.netns.is_some()))
+        });
+        times.min()
+    }
+
+    /// The pods whose next attempt begins now, marked as running.
+    fn begin_due(&self) -> Vec<PodId> {
+        let (now, mut entries) = (Instant::now(), self.entries());
+        let running = entries.values().filter(|entry| entry.state == State::Running).count();
+        let due = entries.iter_mut().filter(|(_, entry)| matches!(entry.state, State::Due(at) if at <= now));
+        let begun = due.take(PARALLEL.saturating_sub(running)).map(|(pod, entry)| {
+            entry.state = State::Running;
+            pod.clone()
+        });
+        begun.collect()
+    }
+}
+
+/// The pause after so many failures.
+fn pause(attempts: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(MAX_PAUSE)
+}
+
+/// A DEL of the ledger that runs. If it is given up, it is due again.
+struct Running<'a>(&'a Ledger, &'a PodId);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let runs = self.0.entries().get(self.1).is_some_and(|entry| entry.state == State::Running);
+        if runs {
+            self.0.ended(self.1, Some("the last attempt was given up".to_owned()));
+        }
+    }
+}
+
+impl Cni {
+    /// Runs [`Cni::del`] and waits for it, at most so long. What fails or takes longer is done in the background.
+    pub async fn release(&self, pod: &PodId, netns: &Path, within: Duration) -> Released {
+        if !self.0.debts.add(pod, netns, State::Running) {
+            return Released::Later;
+        }
+        let (cni, id) = (self.clone(), pod.clone());
+        let mut paying = Box::pin(async move { cni.pay(&id).await });
+        match timeout(within, &mut paying).await {
+            Ok(true) => {
+                self.0.debts.entries().remove(pod);
+                Released::Now
+            }
+            Ok(false) => Released::Later,
+            Err(_) => {
+                tracing::warn!(%pod, waited = ?within, "CNI DEL takes long: the pod's end does not wait for it any longer");
+                tokio::spawn(paying);
+                Released::Later
+            }
+        }
+    }
+
+    /// The pod's DEL is due since before this daemon was started.
+    pub fn owe(&self, pod: &PodId, netns: &Path) {
+        self.0.debts.add(pod, netns, State::Due(Instant::now()));
+        self.0.debts.changed.notify_one();
+    }
+
+    /// Pods whose DEL is due. Does not block.
+    pub fn debts(&self) -> Debts {
+        let now = Instant::now();
+        let entries = self.0.debts.entries();
+        // A DEL of a pod's ordinary end is none.
+        let late = |entry: &Entry| entry.attempts > 0 || entry.state != State::Running;
+        let mut all: Vec<(&PodId, &Entry)> = entries.iter().filter(|(_, entry)| late(entry)).collect();
+        all.sort_by_key(|(_, entry)| entry.since);
+        let shown = all.iter().take(SHOWN).map(|(pod, entry)| Debt {
+            pod: PodId::clone(pod),
+            since: now.saturating_duration_since(entry.since),
+            attempts: entry.attempts,
+            next: match entry.state {
+                State::Due(at) => Some(at.saturating_duration_since(now)),
+                State::Running | State::Done => None,
+            },
+            problem: entry.problem.clone(),
+        });
+        Debts { count: all.len(), oldest: shown.collect() }
+    }
+
+    /// Begins the attempts that are due.
+    pub(super) fn pay_due(&self) {
+        for pod in self.0.debts.begin_due() {
+            let cni = self.clone();
+            tokio::spawn(async move { cni.pay(&pod).await });
+        }
+    }
+
+    /// Runs DEL of an entry that is marked as running.
+    async fn pay(&self, pod: &PodId) -> bool {
+        let running = Running(&self.0.debts, pod);
+        let netns = self.0.debts.entries().get(pod).and_then(|entry| entry.netns.clone());
+        let done = self.del(pod, netns.as_deref()).await;
+        if let Err(error) = &done {
+            let lease = self.0.config.cache_dir.join(pod.as_str());
+            let (error, lease) = (with_causes(error), lease.display());
+            tracing::warn!(%pod, error, %lease, "cannot release a pod's network: CNI DEL is tried again, and its addresses stay taken until it succeeds");
+        } else if self.0.debts.entries().get(pod).is_some_and(|entry| entry.attempts > 0) {
+            tracing::info!(%pod, "a pod's network is released at last");
+        }
+        self.0.debts.ended(pod, done.as_ref().err().map(|error| with_causes(error)));
+        drop(running);
+        done.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_five_minutes() {
+        let seconds: Vec<u64> = [1, 2, 3, 9, 10, 1000, u32::MAX].map(|n| pause(n).as_secs()).into();
+        assert_eq!(seconds, [1, 2, 4, 256, 300, 300, 300]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attempts_are_limited_and_pins_are_kept_for_a_while() {
+        let ledger = Ledger::default();
+        let pods: Vec<PodId> = (0..6).map(|number| PodId::from_random([number; 32])).collect();
+        assert_eq!(ledger.next(), None);
+        for pod in &pods {
+            assert!(ledger.add(pod, Path::new(pod.as_str()), State::Due(Instant::now())));
+        }
+        assert!(!ledger.add(&pods[0], Path::new("x"), State::Running), "it has an entry");
+        assert_eq!(ledger.begin_due(), pods[..PARALLEL]);
+        assert_eq!(ledger.begin_due(), []);
+        ledger.ended(&pods[0], Some("no".to_owned()));
+        ledger.ended(&pods[1], None);
+        assert_eq!(ledger.begin_due(), pods[PARALLEL..], "those that have waited longest");
+        assert_eq!(ledger.pins(), [Path::new(pods[1].as_str())], "its DEL is done");
+        assert!(!ledger.has(&pods[1]) && ledger.has(&pods[0]));
+        // One that is given up is due again.
+        drop(Running(&ledger, &pods[2]));
+        tokio::time::advance(KEEP_NETNS).await;
+        assert_eq!(ledger.pins().len(), 2, "those of running attempts stay");
+        assert_eq!(ledger.begin_due(), [pods[0].clone()]);
+        assert_eq!(ledger.next(), None, "four run, and their ends are told");
+    }
+}
