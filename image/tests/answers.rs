@@ -28,7 +28,7 @@ const ANSWERS: &[Member] = &[
     ),
     ignored("/challenge/error_description", "\"x\"", "As `error`"),
     honoured("/token/token", "\"t2\"", "The bearer token"),
-    honoured("/token/access_token", "\"t3\"", "The same by OAuth2's name, if `token` is absent or empty"),
+    honoured("/token/access_token", "\"t3\"", "The same by OAuth2's name, if `token` is absent"),
     ignored("/token/expires_in", "1", "A token that has expired brings another challenge"),
     ignored("/token/issued_at", "\"2024-01-01T00:00:00Z\"", "As `expires_in`"),
     ignored("/token/refresh_token", "\"r\"", "A token is kept for one pull"),
@@ -79,7 +79,7 @@ const ANSWERS: &[Member] = &[
 fn answers() -> Value {
     json!({
         "challenge": {"service": "registry", "scope": "repository:a/b:pull"},
-        "token": {"token": "", "access_token": "t1"},
+        "token": {"token": null, "access_token": "t1"},
         "manifest": {"status": 200},
         "layer": {"status": 206, "Content-Range": "bytes 0-"},
     })

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::fmt::{Debug, Write as _};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// What is done with a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,6 +181,9 @@ pub fn markdown(table: &[Member]) -> String {
 /// # Panics
 /// The page cannot be read, has no such section, or another text in it.
 pub fn document(page: &Path, name: &str, text: &str) {
+    // A page has several sections, whose tests run side by side.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let shown = page.display();
     let whole = std::fs::read_to_string(page).unwrap_or_else(|error| panic!("{shown}: {error}"));
     let (begin, end) = (format!("<!-- {name}: begin -->\n"), format!("<!-- {name}: end -->"));
