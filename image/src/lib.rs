@@ -26,6 +26,7 @@ mod unpack;
 pub use error::Error;
 pub use record::{ConfigDocument, ImageConfig, ImageRecord, Lease, Usage};
 use reference::Reference;
+pub use registry::{InvalidProxy, Proxies};
 
 use lane::blocking;
 use pull::Puller;
@@ -42,6 +43,11 @@ pub struct Options {
     pub root: PathBuf,
     /// containerd-style registry configuration: `<certs_dir>/<host>/hosts.toml`. Read at every pull.
     pub certs_dir: PathBuf,
+    /// The node's own credentials: docker's `config.json`, or `auth.json` of Podman and CRI-O. May be missing. Read at
+    /// every pull; `None` reads no file.
+    pub credentials_file: Option<PathBuf>,
+    /// The proxies between this node and registries.
+    pub proxies: Arc<Proxies>,
     /// Maximum number of layers of one pull that are transferred and unpacked at once. All pulls from one registry
     /// together may have twice as many, all pulls on the node four times as many.
     pub parallel_layers: usize,
@@ -61,6 +67,8 @@ impl Options {
         Self {
             root: root.into(),
             certs_dir: certs_dir.into(),
+            credentials_file: None,
+            proxies: Arc::default(),
             parallel_layers: 3,
             pinned: Vec::new(),
             connect_timeout: Duration::from_secs(10),
@@ -128,9 +136,9 @@ impl ImageStore {
         pull.await
     }
 
-    /// Changes [`Options::certs_dir`]. Running pulls keep the old one.
-    pub fn set_certs_dir(&self, certs_dir: PathBuf) {
-        self.puller.set_certs_dir(certs_dir);
+    /// Changes [`Options::certs_dir`] and [`Options::credentials_file`]. Running pulls keep the old ones.
+    pub fn set_registry_files(&self, certs_dir: PathBuf, credentials_file: Option<PathBuf>) {
+        self.puller.set_registry_files(certs_dir, credentials_file);
     }
 
     /// All images. Does not block.

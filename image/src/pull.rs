@@ -6,7 +6,7 @@ use crate::lane::{blocking, unpacking};
 use crate::manifest::{self, Descriptor, Document, Platform};
 use crate::record::ImageRecord;
 use crate::reference::{Digest, Reference};
-use crate::registry::{Fetched, Registry};
+use crate::registry::{Fetched, Health, Registry};
 use crate::store::{NewImage, Pins, Store};
 use crate::transfers::Transfers;
 use crate::unpack::{Expected, unpack};
@@ -43,9 +43,10 @@ type LayerLocks = HashMap<(String, Digest), Weak<tokio::sync::Mutex<()>>>;
 
 /// Pulls images into one store.
 pub(crate) struct Puller {
-    options: Arc<Options>,
-    /// Used instead of `options.certs_dir`, because it can change.
-    certs_dir: RwLock<PathBuf>,
+    /// Replaced when the files of the registry configuration change.
+    options: RwLock<Arc<Options>>,
+    /// Hosts that failed lately.
+    health: Arc<Health>,
     store: Arc<Store>,
     running: Mutex<Running>,
     /// A lock for each layer in transfer: two pulls from one registry transfer a common layer once. Pulls from different
@@ -65,10 +66,9 @@ impl Puller {
     pub(crate) fn new(options: Arc<Options>, store: Arc<Store>) -> Self {
         let per_registry = options.parallel_layers.max(1) * 2;
         let transfers = Arc::new(Transfers::new(per_registry, options.idle_timeout / 2));
-        let certs_dir = RwLock::new(options.certs_dir.clone());
         Self {
-            options,
-            certs_dir,
+            options: RwLock::new(options),
+            health: Arc::default(),
             store,
             running: Mutex::default(),
             layer_locks: Mutex::default(),
@@ -76,15 +76,14 @@ impl Puller {
         }
     }
 
-    /// Changes the registry configuration's folder for pulls that start later.
-    pub(crate) fn set_certs_dir(&self, certs_dir: PathBuf) {
-        *self.certs_dir.write().unwrap_or_else(PoisonError::into_inner) = certs_dir;
+    /// Changes the files of the registry configuration for pulls that start later.
+    pub(crate) fn set_registry_files(&self, certs_dir: PathBuf, credentials_file: Option<PathBuf>) {
+        let mut options = self.options.write().unwrap_or_else(PoisonError::into_inner);
+        *options = Arc::new(Options { certs_dir, credentials_file, ..Options::clone(&options) });
     }
 
-    /// The options with the current `certs_dir`.
-    fn options(&self) -> Options {
-        let certs_dir = self.certs_dir.read().unwrap_or_else(PoisonError::into_inner).clone();
-        Options { certs_dir, ..Options::clone(&self.options) }
+    fn options(&self) -> Arc<Options> {
+        self.options.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Starts a pull, or joins a running one with the same reference and credentials. Credentials must be equal, so that no
@@ -114,10 +113,11 @@ impl Puller {
     /// One pull.
     async fn run(&self, reference: &Reference, auth: Option<Auth>) -> PullResult {
         let started = std::time::Instant::now();
-        let (options, cloned) = (self.options(), reference.clone());
-        let registry = blocking(move || Registry::new(&options, &cloned, auth.as_ref())).await?;
+        let (options, cloned, health) = (self.options(), reference.clone(), self.health.clone());
+        let parallel_layers = options.parallel_layers.max(1);
+        let registry = blocking(move || Registry::new(&options, &cloned, auth.as_ref(), health)).await?;
         let step = progress::enter("fetch the manifest", REGISTRY);
-        let resolved = resolve(&registry).await?;
+        let resolved = self.resolve(&registry, reference).await?;
         drop(step);
         let config_digest = resolved.config.digest;
         let config_bytes = self.config(&registry, &resolved.config).await?;
@@ -129,7 +129,7 @@ impl Puller {
         let pins = Arc::new(self.store.pin(pinned));
         let step = progress::enter("transfer the layers", REGISTRY);
         stream::iter(layers.into_iter().map(Ok))
-            .try_for_each_concurrent(self.options.parallel_layers.max(1), |(layer, diff_id)| {
+            .try_for_each_concurrent(parallel_layers, |(layer, diff_id)| {
                 self.layer(&registry, reference, pins.clone(), layer, diff_id)
             })
             .await?;
@@ -161,11 +161,53 @@ impl Puller {
         Ok(record)
     }
 
+    /// The document with this digest, if the store has it.
+    async fn stored(&self, digest: Digest, limit: u64) -> Result<Option<Fetched>> {
+        let store = self.store.clone();
+        let bytes = blocking(move || store.document(&digest, limit)).await?;
+        // The store does not know its content type. Documents without a media type are told by their members.
+        Ok(bytes.map(|bytes| Fetched { digest, content_type: String::new(), bytes: bytes.into() }))
+    }
+
+    /// What the reference leads to now. If the store has an image with this name, the registry is first asked for the
+    /// digest alone: registries count how often manifests are fetched.
+    async fn top(&self, registry: &Registry, reference: &Reference) -> Result<Fetched> {
+        if self.store.published().find(&reference.to_string()).is_some()
+            && let Some(digest) = registry.current_digest().await?
+            && let Some(stored) = self.stored(digest, manifest::MAX_MANIFEST).await?
+        {
+            return Ok(stored);
+        }
+        registry.resolve(manifest::MAX_MANIFEST).await
+    }
+
+    /// The reference's manifest, by way of indexes. What the store has is not fetched.
+    async fn resolve(&self, registry: &Registry, reference: &Reference) -> Result<Resolved> {
+        let mut fetched = self.top(registry, reference).await?;
+        let (top, platform, mut documents) = (fetched.digest, Platform::host(), Vec::new());
+        for _ in 0..=manifest::MAX_INDEXES {
+            let document =
+                manifest::document(&fetched.digest, &fetched.content_type, &fetched.bytes, platform)?;
+            documents.push(fetched);
+            match document {
+                Document::Manifest { config, layers } => {
+                    return Ok(Resolved { top, config, layers, documents });
+                }
+                Document::Index(best) => {
+                    fetched = match self.stored(best.digest, manifest::MAX_MANIFEST).await? {
+                        Some(stored) => stored,
+                        None => registry.manifest(&best.digest, manifest::MAX_MANIFEST).await?,
+                    };
+                }
+            }
+        }
+        Err(Error::unsupported(format!("index {top}"), "it is nested too deeply"))
+    }
+
     /// The image's config, from the store or the registry.
     async fn config(&self, registry: &Registry, config: &Descriptor) -> Result<Bytes> {
-        let (store, digest) = (self.store.clone(), config.digest);
-        match blocking(move || store.document(&digest, manifest::MAX_CONFIG)).await? {
-            Some(bytes) => Ok(bytes.into()),
+        match self.stored(config.digest, manifest::MAX_CONFIG).await? {
+            Some(stored) => Ok(stored.bytes),
             None => {
                 let _step = progress::enter("fetch the config", REGISTRY);
                 registry.small_blob(config, manifest::MAX_CONFIG).await
@@ -275,21 +317,4 @@ struct Resolved {
     layers: Vec<Descriptor>,
     /// The manifest, and the indexes that lead to it.
     documents: Vec<Fetched>,
-}
-
-/// Fetches the reference's manifest, by way of indexes.
-async fn resolve(registry: &Registry) -> Result<Resolved> {
-    let mut fetched = registry.resolve(manifest::MAX_MANIFEST).await?;
-    let (top, platform, mut documents) = (fetched.digest, Platform::host(), Vec::new());
-    for _ in 0..=manifest::MAX_INDEXES {
-        let document = manifest::document(&fetched.digest, &fetched.content_type, &fetched.bytes, platform)?;
-        documents.push(fetched);
-        match document {
-            Document::Manifest { config, layers } => return Ok(Resolved { top, config, layers, documents }),
-            Document::Index(best) => {
-                fetched = registry.manifest(&best.digest, manifest::MAX_MANIFEST).await?;
-            }
-        }
-    }
-    Err(Error::unsupported(format!("index {top}"), "it is nested too deeply"))
 }

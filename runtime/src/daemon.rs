@@ -69,6 +69,9 @@ pub enum Error {
     /// The image store could not be opened.
     #[error("cannot open the image store")]
     Images(#[from] image::Error),
+    /// A variable such as HTTPS_PROXY is invalid.
+    #[error(transparent)]
+    Proxy(#[from] image::InvalidProxy),
     /// Pods and containers could not be restored.
     #[error("cannot restore pods and containers")]
     Node(#[from] crate::error::Error),
@@ -288,6 +291,8 @@ fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     let boot_id = state::boot::id()?;
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
     options.parallel_layers = config.image.max_parallel_downloads;
+    options.credentials_file = config.image.credentials_file.clone();
+    options.proxies = Arc::new(image::Proxies::from_environment()?);
     let images = ImageStore::open(options)?;
     let apparmor = Support::detect(config.apparmor == Switch::Auto);
     Ok(Prerequisites { layout, lock, boot_id, images, cgroups, apparmor, shim_binary, pause_binary })

@@ -87,7 +87,8 @@ impl Reloader {
         let Reloaded { config, changed, need_restart } = old.reload(new);
         let (level, config) = (config.log.level, Arc::new(config));
         self.cni.set_plugins(config.network.bin_dirs.clone(), config.network.timeout);
-        self.images.set_certs_dir(config.image.certs_dir.clone());
+        let image = &config.image;
+        self.images.set_registry_files(image.certs_dir.clone(), image.credentials_file.clone());
         self.config.send_replace(config);
         // Logged at the more verbose of the two levels.
         if level > old.log.level {

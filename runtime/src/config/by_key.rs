@@ -19,7 +19,7 @@ impl Config {
             log: Log { level, format },
             binaries: Binaries { shim, pause },
             network: Network { conf_dir, bin_dirs, timeout, max_parallel },
-            image: Image { certs_dir, max_parallel_downloads },
+            image: Image { certs_dir, credentials_file, max_parallel_downloads },
             streaming: Streaming { address, idle_timeout, creation_timeout, tls_certificate, tls_key },
             // They have no entries yet.
             handlers: _,
@@ -42,6 +42,7 @@ impl Config {
             ("network.timeout_seconds", seconds(*timeout)),
             ("network.max_parallel", json!(max_parallel)),
             ("image.certs_dir", json!(certs_dir)),
+            ("image.credentials_file", json!(credentials_file)),
             ("image.max_parallel_downloads", json!(max_parallel_downloads)),
             ("streaming.address", json!(address)),
             ("streaming.idle_timeout_seconds", seconds(idle_timeout.unwrap_or_default())),

@@ -42,7 +42,7 @@ const fn reloaded(key: Key) -> Key {
 }
 
 /// All keys. Those without a table come first, those of one table are together.
-pub(super) const KEYS: [Key; 21] = [
+pub(super) const KEYS: [Key; 22] = [
     key(
         "root",
         "path",
@@ -124,6 +124,13 @@ pub(super) const KEYS: [Key; 21] = [
         "path",
         "\"/etc/copepod/certs.d\"",
         "Registry hosts, as containerd has them: `<host>/hosts.toml` (mirrors, CA files, plain HTTP). Read at every pull.",
+    )),
+    reloaded(key(
+        "image.credentials_file",
+        "path",
+        "\"/etc/copepod/auth.json\"",
+        "The node's own credentials for registries and mirrors, with credential helpers: docker's `config.json`, or `auth.json` \
+         of Podman and CRI-O. Used where kubelet sends none. May be missing; empty reads no file. Read at every pull.",
     )),
     key(
         "image.max_parallel_downloads",

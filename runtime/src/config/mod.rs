@@ -233,6 +233,9 @@ pub(crate) struct Image {
     /// Folder of `<host>/hosts.toml` files.
     #[serde(deserialize_with = "values::path")]
     pub certs_dir: PathBuf,
+    /// The node's own credentials for registries; `None` reads no file.
+    #[serde(deserialize_with = "values::optional_path")]
+    pub credentials_file: Option<PathBuf>,
     /// Layers of one pull that are downloaded at once.
     // Each uses one of the 64 threads that unpack layers, also while it waits for its registry.
     #[serde(deserialize_with = "values::number::<_, 1, 16>")]

@@ -41,6 +41,7 @@ impl Config {
         config.network.bin_dirs.clone_from(&new.network.bin_dirs);
         config.network.timeout = new.network.timeout;
         config.image.certs_dir.clone_from(&new.image.certs_dir);
+        config.image.credentials_file.clone_from(&new.image.credentials_file);
         Reloaded { changed: self.differences(&config), need_restart: config.differences(new), config }
     }
 
