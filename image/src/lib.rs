@@ -20,6 +20,7 @@ mod record;
 mod reference;
 mod registry;
 mod store;
+mod top;
 mod transfers;
 mod unpack;
 

@@ -8,6 +8,7 @@ use crate::record::ImageRecord;
 use crate::reference::{Digest, Reference};
 use crate::registry::{Fetched, Health, Registry};
 use crate::store::{NewImage, Pins, Store};
+use crate::top::top;
 use crate::transfers::Transfers;
 use crate::unpack::{Expected, unpack};
 use crate::{Auth, Options};
@@ -117,7 +118,7 @@ impl Puller {
         let parallel_layers = options.parallel_layers.max(1);
         let registry = blocking(move || Registry::new(&options, &cloned, auth.as_ref(), health)).await?;
         let step = progress::enter("fetch the manifest", REGISTRY);
-        let resolved = self.resolve(&registry, reference).await?;
+        let resolved = resolve(&registry, &self.store).await?;
         drop(step);
         let config_digest = resolved.config.digest;
         let config_bytes = self.config(&registry, &resolved.config).await?;
@@ -161,53 +162,11 @@ impl Puller {
         Ok(record)
     }
 
-    /// The document with this digest, if the store has it.
-    async fn stored(&self, digest: Digest, limit: u64) -> Result<Option<Fetched>> {
-        let store = self.store.clone();
-        let bytes = blocking(move || store.document(&digest, limit)).await?;
-        // The store does not know its content type. Documents without a media type are told by their members.
-        Ok(bytes.map(|bytes| Fetched { digest, content_type: String::new(), bytes: bytes.into() }))
-    }
-
-    /// What the reference leads to now. If the store has an image with this name, the registry is first asked for the
-    /// digest alone: registries count how often manifests are fetched.
-    async fn top(&self, registry: &Registry, reference: &Reference) -> Result<Fetched> {
-        if self.store.published().find(&reference.to_string()).is_some()
-            && let Some(digest) = registry.current_digest().await?
-            && let Some(stored) = self.stored(digest, manifest::MAX_MANIFEST).await?
-        {
-            return Ok(stored);
-        }
-        registry.resolve(manifest::MAX_MANIFEST).await
-    }
-
-    /// The reference's manifest, by way of indexes. What the store has is not fetched.
-    async fn resolve(&self, registry: &Registry, reference: &Reference) -> Result<Resolved> {
-        let mut fetched = self.top(registry, reference).await?;
-        let (top, platform, mut documents) = (fetched.digest, Platform::host(), Vec::new());
-        for _ in 0..=manifest::MAX_INDEXES {
-            let document =
-                manifest::document(&fetched.digest, &fetched.content_type, &fetched.bytes, platform)?;
-            documents.push(fetched);
-            match document {
-                Document::Manifest { config, layers } => {
-                    return Ok(Resolved { top, config, layers, documents });
-                }
-                Document::Index(best) => {
-                    fetched = match self.stored(best.digest, manifest::MAX_MANIFEST).await? {
-                        Some(stored) => stored,
-                        None => registry.manifest(&best.digest, manifest::MAX_MANIFEST).await?,
-                    };
-                }
-            }
-        }
-        Err(Error::unsupported(format!("index {top}"), "it is nested too deeply"))
-    }
-
     /// The image's config, from the store or the registry.
     async fn config(&self, registry: &Registry, config: &Descriptor) -> Result<Bytes> {
-        match self.stored(config.digest, manifest::MAX_CONFIG).await? {
-            Some(stored) => Ok(stored.bytes),
+        let (store, digest) = (self.store.clone(), config.digest);
+        match blocking(move || store.document(&digest, manifest::MAX_CONFIG)).await? {
+            Some(bytes) => Ok(bytes.into()),
             None => {
                 let _step = progress::enter("fetch the config", REGISTRY);
                 registry.small_blob(config, manifest::MAX_CONFIG).await
@@ -317,4 +276,21 @@ struct Resolved {
     layers: Vec<Descriptor>,
     /// The manifest, and the indexes that lead to it.
     documents: Vec<Fetched>,
+}
+
+/// Fetches the reference's manifest, by way of indexes.
+async fn resolve(registry: &Registry, store: &Arc<Store>) -> Result<Resolved> {
+    let mut fetched = top(registry, store).await?;
+    let (top, platform, mut documents) = (fetched.digest, Platform::host(), Vec::new());
+    for _ in 0..=manifest::MAX_INDEXES {
+        let document = manifest::document(&fetched.digest, &fetched.content_type, &fetched.bytes, platform)?;
+        documents.push(fetched);
+        match document {
+            Document::Manifest { config, layers } => return Ok(Resolved { top, config, layers, documents }),
+            Document::Index(best) => {
+                fetched = registry.manifest(&best.digest, manifest::MAX_MANIFEST).await?;
+            }
+        }
+    }
+    Err(Error::unsupported(format!("index {top}"), "it is nested too deeply"))
 }

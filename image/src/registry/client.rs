@@ -125,6 +125,11 @@ impl Registry {
         Ok(Self { reference, endpoints, idle_timeout, proxies: options.proxies.clone(), health })
     }
 
+    /// What is pulled.
+    pub(crate) fn reference(&self) -> &Reference {
+        &self.reference
+    }
+
     /// The registry in the reference. Transfers from its mirrors are counted for it too.
     pub(crate) fn name(&self) -> &str {
         self.reference.registry()
