@@ -60,6 +60,9 @@ pub struct Options {
     /// Time limit for response headers, and for the next bytes of a body. A layer's transfer that receives less than
     /// 64 KiB in half of this time is cancelled if another one waits for its place.
     pub idle_timeout: Duration,
+    /// A layer's transfer that receives less than 64 KiB in this time is cancelled, and so is that of a document that is
+    /// not complete after it.
+    pub progress_timeout: Duration,
 }
 
 impl Options {
@@ -74,6 +77,7 @@ impl Options {
             pinned: Vec::new(),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
+            progress_timeout: Duration::from_secs(300),
         }
     }
 }

@@ -66,14 +66,14 @@ impl std::fmt::Debug for Puller {
 impl Puller {
     pub(crate) fn new(options: Arc<Options>, store: Arc<Store>) -> Self {
         let per_registry = options.parallel_layers.max(1) * 2;
-        let transfers = Arc::new(Transfers::new(per_registry, options.idle_timeout / 2));
+        let transfers = Transfers::new(per_registry, options.idle_timeout / 2, options.progress_timeout);
         Self {
             options: RwLock::new(options),
             health: Arc::default(),
             store,
             running: Mutex::default(),
             layer_locks: Mutex::default(),
-            transfers,
+            transfers: Arc::new(transfers),
         }
     }
 

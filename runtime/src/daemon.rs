@@ -291,6 +291,7 @@ fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     let boot_id = state::boot::id()?;
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
     options.parallel_layers = config.image.max_parallel_downloads;
+    options.progress_timeout = config.image.progress_timeout;
     options.credentials_file = config.image.credentials_file.clone();
     options.proxies = Arc::new(image::Proxies::from_environment()?);
     let images = ImageStore::open(options)?;

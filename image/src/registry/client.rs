@@ -63,6 +63,8 @@ pub(crate) struct Registry {
     reference: Reference,
     endpoints: Vec<Endpoint>,
     idle_timeout: Duration,
+    /// For a whole document.
+    document_timeout: Duration,
     proxies: Arc<Proxies>,
     health: Arc<Health>,
 }
@@ -121,8 +123,14 @@ impl Registry {
                 host,
             });
         }
-        let (reference, idle_timeout) = (reference.clone(), options.idle_timeout);
-        Ok(Self { reference, endpoints, idle_timeout, proxies: options.proxies.clone(), health })
+        Ok(Self {
+            reference: reference.clone(),
+            endpoints,
+            idle_timeout: options.idle_timeout,
+            document_timeout: options.progress_timeout,
+            proxies: options.proxies.clone(),
+            health,
+        })
     }
 
     /// What is pulled.
@@ -145,7 +153,8 @@ impl Registry {
         };
         let (path, accept) = (self.path(Kind::Manifests, &name), ACCEPT.join(", "));
         let head = Get { path: &path, accept: &accept, range: None, verified: false, head: true };
-        let (hosts, mut faults) = self.hosts(|host| host.pull && host.resolve);
+        let is_tag = matches!(self.reference.selector(), Selector::Tag(_));
+        let (hosts, mut faults) = self.hosts(|host| host.pull && (host.resolve || !is_tag));
         for (endpoint, is_last) in hosts {
             let result = self.retried((endpoint, is_last), || async {
                 match self.get(endpoint, &head).await {

@@ -10,9 +10,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Keys outside of the settings.
-const OUTER_KEYS: [&str; 2] = ["server", "host"];
+pub(super) const OUTER_KEYS: [&str; 2] = ["server", "host"];
 /// Keys of [`Settings`].
-const SETTINGS_KEYS: [&str; 7] =
+pub(super) const SETTINGS_KEYS: [&str; 7] =
     ["capabilities", "skip_verify", "ca", "client", "override_path", "header", "dial_timeout"];
 /// Maximum characters of an unknown key in an error.
 const MAX_KEY: usize = 60;

@@ -366,6 +366,17 @@ mod tests {
     }
 
     #[test]
+    fn the_page_on_registries_has_all_keys() {
+        let page = include_str!("../../../docs/registries.md");
+        for key in hosts_file::OUTER_KEYS.iter().chain(&hosts_file::SETTINGS_KEYS) {
+            let row = page.lines().any(|line| {
+                line.starts_with(&format!("| `{key}`")) || line.starts_with(&format!("| `[{key}"))
+            });
+            assert!(row, "{key} is missing");
+        }
+    }
+
+    #[test]
     fn docker_hub_has_several_names() {
         let certs = tempfile::tempdir().unwrap();
         // As in containerd's documentation.

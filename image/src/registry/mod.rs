@@ -2,6 +2,8 @@
 //! to reach them (`connect`: `dns`, `proxy`, `tls`), with which credentials (`credentials`: those of the request, `auth`,
 //! or of the node, `docker_config` with `helper`), and what to request (`client`).
 
+#[cfg(test)]
+mod arbitrary;
 mod auth;
 mod client;
 mod connect;

@@ -42,6 +42,7 @@ mod podstats;
 mod privilege;
 mod processes;
 mod propagation;
+mod proxies;
 mod pss;
 mod records;
 mod removal;
@@ -101,6 +102,7 @@ pub(crate) fn all() -> Vec<Test> {
         rootfs::tests(),
         nested::tests(),
         propagation::tests(),
+        proxies::tests(),
         removal::tests(),
         full_disk::tests(),
         network::tests(),

@@ -19,7 +19,7 @@ impl Config {
             log: Log { level, format },
             binaries: Binaries { shim, pause },
             network: Network { conf_dir, bin_dirs, timeout, max_parallel },
-            image: Image { certs_dir, credentials_file, max_parallel_downloads },
+            image: Image { certs_dir, credentials_file, max_parallel_downloads, progress_timeout },
             streaming: Streaming { address, idle_timeout, creation_timeout, tls_certificate, tls_key },
             // They have no entries yet.
             handlers: _,
@@ -44,6 +44,7 @@ impl Config {
             ("image.certs_dir", json!(certs_dir)),
             ("image.credentials_file", json!(credentials_file)),
             ("image.max_parallel_downloads", json!(max_parallel_downloads)),
+            ("image.progress_timeout_seconds", seconds(*progress_timeout)),
             ("streaming.address", json!(address)),
             ("streaming.idle_timeout_seconds", seconds(idle_timeout.unwrap_or_default())),
             ("streaming.creation_timeout_seconds", seconds(*creation_timeout)),

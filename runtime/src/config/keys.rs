@@ -42,7 +42,7 @@ const fn reloaded(key: Key) -> Key {
 }
 
 /// All keys. Those without a table come first, those of one table are together.
-pub(super) const KEYS: [Key; 22] = [
+pub(super) const KEYS: [Key; 23] = [
     key(
         "root",
         "path",
@@ -139,6 +139,13 @@ pub(super) const KEYS: [Key; 22] = [
         "1 to 16. Layers of one pull that are downloaded at once. All pulls from one registry together download at most \
          twice as many, all pulls of the node four times as many. If a layer receives less than 64 KiB in 30 s while \
          another one waits for its place, its pull fails as unavailable.",
+    ),
+    key(
+        "image.progress_timeout_seconds",
+        "whole number",
+        "300",
+        "Seconds, 1 to 3600. If a layer receives less than 64 KiB in this time, its pull fails as unavailable, also if nothing \
+         else waits: kubelet may pull one image at a time.",
     ),
     key(
         "streaming.address",

@@ -240,6 +240,9 @@ pub(crate) struct Image {
     // Each uses one of the 64 threads that unpack layers, also while it waits for its registry.
     #[serde(deserialize_with = "values::number::<_, 1, 16>")]
     pub max_parallel_downloads: usize,
+    /// A layer that receives almost nothing in this time fails.
+    #[serde(rename = "progress_timeout_seconds", deserialize_with = "values::seconds::<_, 1, 3600>")]
+    pub progress_timeout: Duration,
 }
 
 /// Exec, attach and port-forward.

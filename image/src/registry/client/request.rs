@@ -227,15 +227,22 @@ impl Registry {
 
     /// Reads a body of at most `limit` bytes to its end.
     pub(super) async fn read_all(&self, response: Response<Incoming>, limit: u64) -> Result<Bytes, Fault> {
-        let mut body = response.into_body();
-        let mut bytes = BytesMut::new();
-        while let Some(part) = self.next_part(&mut body).await? {
-            if bytes.len() as u64 + part.len() as u64 > limit {
-                return Err(Fault::Corrupt(format!("the response exceeds {limit} bytes")));
+        let read = async {
+            let mut body = response.into_body();
+            let mut bytes = BytesMut::new();
+            while let Some(part) = self.next_part(&mut body).await? {
+                if bytes.len() as u64 + part.len() as u64 > limit {
+                    return Err(Fault::Corrupt(format!("the response exceeds {limit} bytes")));
+                }
+                bytes.extend_from_slice(&part);
             }
-            bytes.extend_from_slice(&part);
-        }
-        Ok(bytes.freeze())
+            Ok(bytes.freeze())
+        };
+        // Each of its parts may come in time, and the whole never.
+        timeout(self.document_timeout, read).await.unwrap_or_else(|_| {
+            let reason = format!("not complete after {} s", self.document_timeout.as_secs_f32());
+            Err(Fault::Transient { reason, retry_after: None, is_silent: true })
+        })
     }
 
     /// Waits for the next bytes of a body, never empty; `None` at its end.
