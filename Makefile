@@ -13,7 +13,7 @@ CLUSTER  := integration/cluster/bin
 # Debian packages that building and testing need.
 PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static docker-registry \
 	containernetworking-plugins runc crun iproute2 iptables procps util-linux nginx-light openssl \
-	golang-github-containers-common curl jq mount e2fsprogs python3-venv libarchive-tools skopeo umoci
+	golang-github-containers-common curl jq mount e2fsprogs python3-venv libarchive-tools skopeo tinyproxy umoci
 # Those that making and running the guest needs beside them.
 VM_PACKAGES := debootstrap debian-archive-keyring e2fsprogs kmod qemu-system-x86 xz-utils zstd
 

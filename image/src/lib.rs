@@ -24,12 +24,14 @@ mod reference;
 mod registry;
 mod resolve;
 mod store;
+mod top;
 mod transfers;
 mod unpack;
 
 pub use error::Error;
 pub use record::{ConfigDocument, ImageConfig, ImageRecord, Lease, Usage};
 use reference::Reference;
+pub use registry::{InvalidProxy, Proxies};
 
 use lane::blocking;
 use pull::Puller;
@@ -46,6 +48,11 @@ pub struct Options {
     pub root: PathBuf,
     /// containerd-style registry configuration: `<certs_dir>/<host>/hosts.toml`. Read at every pull.
     pub certs_dir: PathBuf,
+    /// The node's own credentials: docker's `config.json`, or `auth.json` of Podman and CRI-O. May be missing. Read at
+    /// every pull; `None` reads no file.
+    pub credentials_file: Option<PathBuf>,
+    /// The proxies between this node and registries.
+    pub proxies: Arc<Proxies>,
     /// Maximum number of layers of one pull that are transferred and unpacked at once. All pulls from one registry
     /// together may have twice as many, all pulls on the node four times as many.
     pub parallel_layers: usize,
@@ -58,6 +65,9 @@ pub struct Options {
     /// Time limit for response headers, and for the next bytes of a body. A layer's transfer that receives less than
     /// 64 KiB in half of this time is cancelled if another one waits for its place.
     pub idle_timeout: Duration,
+    /// A layer's transfer that receives less than 64 KiB in this time is cancelled, and so is that of a document that is
+    /// not complete after it.
+    pub progress_timeout: Duration,
 }
 
 impl Options {
@@ -66,10 +76,13 @@ impl Options {
         Self {
             root: root.into(),
             certs_dir: certs_dir.into(),
+            credentials_file: None,
+            proxies: Arc::default(),
             parallel_layers: 3,
             pinned: Vec::new(),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
+            progress_timeout: Duration::from_secs(300),
         }
     }
 }
@@ -133,9 +146,9 @@ impl ImageStore {
         pull.await
     }
 
-    /// Changes [`Options::certs_dir`]. Running pulls keep the old one.
-    pub fn set_certs_dir(&self, certs_dir: PathBuf) {
-        self.puller.set_certs_dir(certs_dir);
+    /// Changes [`Options::certs_dir`] and [`Options::credentials_file`]. Running pulls keep the old ones.
+    pub fn set_registry_files(&self, certs_dir: PathBuf, credentials_file: Option<PathBuf>) {
+        self.puller.set_registry_files(certs_dir, credentials_file);
     }
 
     /// Whether [`Options::pinned`] may have this element: it is a valid name, or a pattern.

@@ -6,7 +6,7 @@ use crate::lane::{blocking, unpacking};
 use crate::manifest::Descriptor;
 use crate::record::ImageRecord;
 use crate::reference::{Digest, Reference};
-use crate::registry::Registry;
+use crate::registry::{Health, Registry};
 use crate::resolve::{Resolved, resolve};
 use crate::store::{NewImage, Pins, Store};
 use crate::transfers::Transfers;
@@ -44,9 +44,10 @@ type LayerLocks = HashMap<(String, Digest), Weak<tokio::sync::Mutex<()>>>;
 
 /// Pulls images into one store.
 pub(crate) struct Puller {
-    options: Arc<Options>,
-    /// Used instead of `options.certs_dir`, because it can change.
-    certs_dir: RwLock<PathBuf>,
+    /// Replaced when the files of the registry configuration change.
+    options: RwLock<Arc<Options>>,
+    /// Hosts that failed lately.
+    health: Arc<Health>,
     store: Arc<Store>,
     running: Mutex<Running>,
     /// A lock for each layer in transfer: two pulls from one registry transfer a common layer once. Pulls from different
@@ -65,27 +66,25 @@ impl std::fmt::Debug for Puller {
 impl Puller {
     pub(crate) fn new(options: Arc<Options>, store: Arc<Store>) -> Self {
         let per_registry = options.parallel_layers.max(1) * 2;
-        let transfers = Arc::new(Transfers::new(per_registry, options.idle_timeout / 2));
-        let certs_dir = RwLock::new(options.certs_dir.clone());
+        let transfers = Transfers::new(per_registry, options.idle_timeout / 2, options.progress_timeout);
         Self {
-            options,
-            certs_dir,
+            options: RwLock::new(options),
+            health: Arc::default(),
             store,
             running: Mutex::default(),
             layer_locks: Mutex::default(),
-            transfers,
+            transfers: Arc::new(transfers),
         }
     }
 
-    /// Changes the registry configuration's folder for pulls that start later.
-    pub(crate) fn set_certs_dir(&self, certs_dir: PathBuf) {
-        *self.certs_dir.write().unwrap_or_else(PoisonError::into_inner) = certs_dir;
+    /// Changes the files of the registry configuration for pulls that start later.
+    pub(crate) fn set_registry_files(&self, certs_dir: PathBuf, credentials_file: Option<PathBuf>) {
+        let mut options = self.options.write().unwrap_or_else(PoisonError::into_inner);
+        *options = Arc::new(Options { certs_dir, credentials_file, ..Options::clone(&options) });
     }
 
-    /// The options with the current `certs_dir`.
-    fn options(&self) -> Options {
-        let certs_dir = self.certs_dir.read().unwrap_or_else(PoisonError::into_inner).clone();
-        Options { certs_dir, ..Options::clone(&self.options) }
+    fn options(&self) -> Arc<Options> {
+        self.options.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Starts a pull, or joins a running one with the same reference and credentials. Credentials must be equal, so that no
@@ -115,8 +114,9 @@ impl Puller {
     /// One pull.
     async fn run(&self, reference: &Reference, auth: Option<Auth>) -> PullResult {
         let started = std::time::Instant::now();
-        let (options, cloned) = (self.options(), reference.clone());
-        let registry = blocking(move || Registry::new(&options, &cloned, auth.as_ref())).await?;
+        let (options, cloned, health) = (self.options(), reference.clone(), self.health.clone());
+        let parallel_layers = options.parallel_layers.max(1);
+        let registry = blocking(move || Registry::new(&options, &cloned, auth.as_ref(), health)).await?;
         let step = progress::enter("fetch the manifest", REGISTRY);
         let resolved = resolve(&registry, &self.store).await?;
         drop(step);
@@ -128,7 +128,7 @@ impl Puller {
         let pins = Arc::new(self.store.pin(pinned));
         let step = progress::enter("transfer the layers", REGISTRY);
         stream::iter(layers.into_iter().map(Ok))
-            .try_for_each_concurrent(self.options.parallel_layers.max(1), |(layer, diff_id)| {
+            .try_for_each_concurrent(parallel_layers, |(layer, diff_id)| {
                 self.layer(&registry, reference, pins.clone(), layer, diff_id)
             })
             .await?;

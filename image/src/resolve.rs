@@ -10,6 +10,7 @@ use crate::manifest::{self, Candidate, Config, Descriptor, Document, Host};
 use crate::reference::Digest;
 use crate::registry::{Fetched, Registry};
 use crate::store::Store;
+use crate::top::top;
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -40,7 +41,7 @@ struct Level {
 /// Fetches the reference's manifest and config.
 pub(crate) async fn resolve(registry: &Registry, store: &Arc<Store>) -> Result<Resolved> {
     let host = Host::this();
-    let mut fetched = registry.resolve(manifest::MAX_MANIFEST).await?;
+    let mut fetched = top(registry, store).await?;
     let top = fetched.digest;
     let (mut levels, mut certain, mut documents): (Vec<Level>, _, _) = (Vec::new(), true, 1);
     // What was wrong with the best entry.

@@ -3,14 +3,15 @@
 //! A transfer uses two threads and a decoder's memory from its first byte to its last, so the number of transfers is
 //! limited. A stalled registry can only use up its own share. If a transfer waits because all places are taken, the
 //! transfer in one of these places that has made no progress for longest is cancelled. If none waits, a slow transfer
-//! may take as long as it needs.
+//! may take as long as it needs, as long as it makes some progress within a longer limit: kubelet may pull one image at a
+//! time, and have others wait.
 
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 /// A transfer makes progress when this many bytes have arrived.
 const PROGRESS_BYTES: u64 = 64 << 10;
@@ -26,6 +27,8 @@ pub(crate) struct Transfers {
     running: Mutex<Vec<Arc<Running>>>,
     /// A transfer that has made no progress for this long is cancelled if another one waits.
     idle_limit: Duration,
+    /// A transfer that has made no progress for this long is cancelled in any case.
+    stall_limit: Duration,
 }
 
 /// A running transfer of one layer.
@@ -56,13 +59,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Transfers {
     /// Allows `per_registry` transfers per registry and twice as many in all.
-    pub(crate) fn new(per_registry: usize, idle_limit: Duration) -> Self {
+    pub(crate) fn new(per_registry: usize, idle_limit: Duration, stall_limit: Duration) -> Self {
         Self {
             per_registry,
             all: Arc::new(Semaphore::new(per_registry * 2)),
             registries: Mutex::default(),
             running: Mutex::default(),
             idle_limit,
+            stall_limit,
         }
     }
 
@@ -136,29 +140,31 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// Waits for `next`, the next bytes from the network; `length` tells their number. Fails if the transfer is
-    /// cancelled because it is idle and another one waits.
+    /// Waits for `next`, the next bytes from the network; `length` tells their number. Fails if the transfer has been idle
+    /// for too long.
     pub(crate) async fn next<T>(
         &self,
         next: impl Future<Output = Result<T>>,
         length: impl FnOnce(&T) -> usize,
     ) -> Result<T> {
-        {
+        let stalled_at = {
             let mut progress = lock(&self.running.progress);
             progress.waits = true;
             let not_waited = progress.stopped_waiting.elapsed();
             progress.at += not_waited;
-        }
+            progress.at + self.transfers.stall_limit
+        };
+        let failed = |limit: Duration, when: &str| {
+            let detail = format!("almost no data received for {} s{when}", limit.as_secs_f32());
+            Err(Error::Unavailable { reference: self.running.registry.clone(), detail })
+        };
         let result = tokio::select! {
             biased;
             result = next => result,
             () = self.running.cancel.notified() => {
-                let detail = format!(
-                    "almost no data received for {} s while other layers wait",
-                    self.transfers.idle_limit.as_secs_f32()
-                );
-                return Err(Error::Unavailable { reference: self.running.registry.clone(), detail });
+                return failed(self.transfers.idle_limit, " while other layers wait");
             }
+            () = sleep_until(stalled_at) => return failed(self.transfers.stall_limit, ""),
         };
         let mut progress = lock(&self.running.progress);
         (progress.waits, progress.stopped_waiting) = (false, Instant::now());
@@ -182,6 +188,7 @@ mod tests {
     use super::*;
 
     const IDLE_LIMIT: Duration = Duration::from_millis(200);
+    const FOREVER: Duration = Duration::from_secs(1_000_000);
 
     /// With a paused clock, which jumps to the next timer when all tasks wait: the load of the machine does not matter.
     fn runtime() -> tokio::runtime::Runtime {
@@ -195,7 +202,7 @@ mod tests {
     #[test]
     fn a_registry_uses_up_only_its_own_share() {
         runtime().block_on(async {
-            let transfers = Arc::new(Transfers::new(2, Duration::from_secs(3600)));
+            let transfers = Arc::new(Transfers::new(2, Duration::from_secs(3600), FOREVER));
             let _held = [transfers.enter("a").await.unwrap(), transfers.enter("a").await.unwrap()];
             assert!(timeout(IDLE_LIMIT, transfers.enter("a")).await.is_err(), "a third transfer started");
             timeout(Duration::from_secs(20), transfers.enter("b"))
@@ -208,7 +215,7 @@ mod tests {
     #[test]
     fn an_idle_transfer_is_cancelled_if_another_waits() {
         runtime().block_on(async {
-            let transfers = Arc::new(Transfers::new(2, IDLE_LIMIT));
+            let transfers = Arc::new(Transfers::new(2, IDLE_LIMIT, FOREVER));
             let (one, two) = (transfers.enter("a").await.unwrap(), transfers.enter("a").await.unwrap());
             let stalled = tokio::spawn(stalled(one));
             // The other one makes progress.
@@ -234,10 +241,42 @@ mod tests {
     #[test]
     fn an_idle_transfer_goes_on_if_none_waits() {
         runtime().block_on(async {
-            let transfers = Arc::new(Transfers::new(2, IDLE_LIMIT / 10));
+            let transfers = Arc::new(Transfers::new(2, IDLE_LIMIT / 10, FOREVER));
             let one = transfers.enter("a").await.unwrap();
             let ended = timeout(IDLE_LIMIT, stalled(one)).await;
             assert!(ended.is_err(), "{ended:?}");
+        });
+    }
+
+    #[test]
+    fn a_transfer_that_makes_no_progress_ends() {
+        runtime().block_on(async {
+            let limit = Duration::from_secs(300);
+            let transfers = Arc::new(Transfers::new(2, IDLE_LIMIT, limit));
+            let begun = Instant::now();
+            // Bytes that come one by one are no progress.
+            let one = transfers.enter("a").await.unwrap();
+            let step = |transfer: Transfer, length: usize| async move {
+                let wait = async {
+                    tokio::time::sleep(Duration::from_secs(50)).await;
+                    Ok(())
+                };
+                transfer.next(wait, |()| length).await.map(|()| transfer)
+            };
+            let mut transfer = Ok(one);
+            while let Ok(one) = transfer {
+                transfer = step(one, 1).await;
+            }
+            assert!(matches!(transfer, Err(Error::Unavailable { .. })));
+            assert!((limit..limit + Duration::from_secs(1)).contains(&begun.elapsed()));
+            // Slow progress is some.
+            let mut transfer = transfers.enter("a").await.unwrap();
+            for _ in 0..100 {
+                transfer = step(transfer, 16 << 10).await.unwrap();
+            }
+            // Time that is spent on anything else does not count.
+            tokio::time::sleep(2 * limit).await;
+            step(transfer, 1).await.unwrap();
         });
     }
 }

@@ -128,3 +128,185 @@ async fn mirrors_come_first_and_the_server_last() {
     let error = node.store.pull("registry.example/a/b:v", None).await.unwrap_err();
     assert!(matches!(error, Error::Configuration { .. }), "{error}");
 }
+
+/// The node's own credentials: for the registry, also where `server` names another host, and for a mirror.
+#[tokio::test]
+async fn credentials_of_the_node() {
+    let (upstream, mirror) = (Faulty::start().await, Faulty::start().await);
+    let image = two_layers();
+    upstream.push("a/b", "v", &image);
+    upstream.shared.lock().unwrap().basic = Some(BASIC.into());
+    mirror.shared.lock().unwrap().basic = Some("Basic bWlycm9yOnB3".into());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("auth.json");
+    let node = Node::with(|options| options.credentials_file = Some(file.clone()));
+    node.hosts(
+        "registry.example",
+        &format!("server = \"http://{}\"\n[host.\"http://{}/cache\"]\n", upstream.address, mirror.address),
+    );
+    let name = "registry.example/a/b:v";
+    let pull = async |auth: Option<Auth>| node.store.pull(name, auth).await.map(drop);
+    // There is no such file yet.
+    assert!(matches!(pull(None).await, Err(Error::Unauthorized { .. })));
+    let mirror_alone =
+        format!("{{\"auths\":{{\"{}\":{{\"username\":\"mirror\",\"password\":\"pw\"}}}}}}", mirror.address);
+    std::fs::write(&file, &mirror_alone).unwrap();
+    assert!(matches!(pull(None).await, Err(Error::Unauthorized { .. })), "the mirror has nothing");
+    // Credentials of the request are for the registry, and so for its server, and never for a mirror.
+    pull(Some(user())).await.unwrap();
+    node.store.remove(name).await.unwrap();
+    let log = mirror.shared.lock().unwrap().log.clone();
+    assert!(log.iter().any(|(_, _, sent, _)| sent.as_deref() == Some("Basic bWlycm9yOnB3")), "{log:?}");
+    assert!(log.iter().all(|(_, _, sent, _)| sent.as_deref() != Some(BASIC)), "{log:?}");
+    // Both from the file; that of the registry has its name, not that of the server.
+    let both = mirror_alone
+        .replace("\"auths\":{", "\"auths\":{\"registry.example\":{\"auth\":\"dXNlcjpzZWNyZXQ=\"},");
+    std::fs::write(&file, both).unwrap();
+    pull(None).await.unwrap();
+    node.store.remove(name).await.unwrap();
+    // Those of the request come first, also if they are wrong.
+    let wrong = Auth { password: "hunter2".into(), ..user() };
+    assert!(matches!(pull(Some(wrong)).await, Err(Error::Unauthorized { .. })));
+    // A helper that fails does not prevent the pull of a public image, and is named when one is refused.
+    std::fs::write(&file, "{\"credsStore\": \"copepod-none\"}").unwrap();
+    let error = pull(None).await.unwrap_err().to_string();
+    assert!(error.contains("docker-credential-copepod-none is in no folder of PATH"), "{error}");
+    std::fs::write(&file, "{").unwrap();
+    let error = pull(None).await.unwrap_err();
+    assert!(matches!(&error, Error::Configuration { path, .. } if *path == file), "{error}");
+}
+
+/// What registries and token servers say is told, without what could change a terminal.
+#[tokio::test]
+async fn the_words_of_the_registry() {
+    let (registry, node) = (Faulty::start().await, Node::new());
+    let name = registry.push("a/b", "v", &two_layers());
+    for (status, words, expected) in [
+        (
+            403,
+            r#"{"errors":[{"code":"DENIED","message":"requested access\u001b[2J is denied"}]}"#,
+            "status 403 Forbidden: DENIED: requested access [2J is denied",
+        ),
+        (
+            404,
+            r#"{"errors":[{"code":"NAME_UNKNOWN","message":"no such repository"}]}"#,
+            "NAME_UNKNOWN: no such repository",
+        ),
+        (400, "no good", "status 400 Bad Request: no good"),
+        (
+            412,
+            r#"{"errors":[{"code":"PROJECTPOLICYVIOLATION","message":"vulnerable"}]}"#,
+            "PROJECTPOLICYVIOLATION: vulnerable",
+        ),
+    ] {
+        registry.fault("/manifests/", 1, Fault::Says(status, words));
+        let error = node.store.pull(&name, None).await.unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+        match status {
+            403 => assert!(matches!(error, Error::Unauthorized { .. })),
+            404 => assert!(matches!(error, Error::NotFound { .. })),
+            _ => assert!(matches!(error, Error::Protocol { .. })),
+        }
+    }
+    let realm = format!("http://{}/token", registry.address);
+    registry.shared.lock().unwrap().token = Some(("t0ken".into(), realm, Some(BASIC.into())));
+    registry.fault("/token", 1, Fault::Says(401, r#"{"details":"incorrect username or password"}"#));
+    let error = node.store.pull(&name, Some(user())).await.unwrap_err();
+    assert!(matches!(error, Error::Unauthorized { .. }));
+    let expected = format!("token realm {}: status 401 Unauthorized: incorrect username", registry.address);
+    assert!(error.to_string().contains(&expected), "{error}");
+}
+
+/// Registries count how often manifests are fetched.
+#[tokio::test]
+async fn what_is_known_by_digest_is_not_fetched_again() {
+    let (registry, node) = (Faulty::start().await, Node::new());
+    let image = two_layers();
+    let name = registry.push("a/b", "v", &image);
+    let by_digest = format!("{}@{}", name.trim_end_matches(":v"), image.digest());
+    node.store.pull(&name, None).await.unwrap();
+    assert_eq!((registry.requests_by("GET", ""), registry.requests_by("HEAD", "")), (4, 0));
+    for (at, reference) in [&name, &by_digest, &name].into_iter().enumerate() {
+        node.store.pull(reference, None).await.unwrap();
+        assert_eq!((registry.requests_by("GET", ""), registry.requests_by("HEAD", "")), (4, at + 1));
+    }
+    // The tag has moved to an image with the same layers.
+    let mut moved = image.clone();
+    let config = String::from_utf8(moved.blobs.remove(&image.config).unwrap()).unwrap();
+    let config = config.replace("1000:1000", "1001:1001").into_bytes();
+    let digest = common::digest_of(&config);
+    moved.manifest = String::from_utf8(moved.manifest).unwrap().replace(&image.config, &digest).into_bytes();
+    moved.blobs.insert(digest.clone(), config);
+    registry.push("a/b", "v", &moved);
+    assert_eq!(node.store.pull(&name, None).await.unwrap().id, digest);
+    assert_eq!((registry.requests_by("GET", ""), registry.requests_by("HEAD", "")), (6, 4));
+    // A host without HEAD.
+    registry.fault("/manifests/", 1, Fault::Status(405, None));
+    node.store.pull(&name, None).await.unwrap();
+    assert_eq!((registry.requests_by("GET", ""), registry.requests_by("HEAD", "")), (7, 5));
+    // An image that somebody else has pulled is not given to who has no access.
+    registry.shared.lock().unwrap().basic = Some(BASIC.into());
+    assert!(matches!(node.store.pull(&by_digest, None).await, Err(Error::Unauthorized { .. })));
+    node.store.pull(&by_digest, Some(user())).await.unwrap();
+}
+
+/// A mirror that cannot be reached is asked once, by the first of several pulls.
+#[tokio::test]
+async fn a_mirror_that_failed_is_left_out() {
+    let (upstream, node) = (Faulty::start().await, Node::new());
+    upstream.push("a/b", "v", &two_layers());
+    // Accepts connections and never answers.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    node.hosts(
+        "registry.example",
+        &format!("server = \"http://{}\"\n[host.\"http://{address}\"]\n", upstream.address),
+    );
+    let connections = tokio::spawn(async move {
+        let mut open = Vec::new();
+        loop {
+            let accepted = tokio::time::timeout(std::time::Duration::from_secs(4), silent.accept()).await;
+            let Ok(Ok((stream, _))) = accepted else { return open.len() };
+            open.push(stream);
+        }
+    });
+    node.store.pull("registry.example/a/b:v", None).await.unwrap();
+    let error = node.store.pull("registry.example/a/c:v", None).await.unwrap_err();
+    assert!(error.to_string().contains("not asked again after: no response within 0.7 s"), "{error}");
+    assert_eq!(connections.await.unwrap(), 1, "the mirror was asked again");
+    // The only host is asked whatever happened before.
+    upstream.fault("", 4, Fault::Status(503, None));
+    let direct = format!("{}/a/b:v", upstream.address);
+    assert!(matches!(node.store.pull(&direct, None).await, Err(Error::Unavailable { .. })));
+    node.store.pull(&direct, None).await.unwrap();
+}
+
+/// A mirror whose transfers always break is given up for the registry.
+#[tokio::test]
+async fn a_mirror_that_breaks_off_is_left() {
+    let (upstream, mirror, node) = (Faulty::start().await, Faulty::start().await, Node::new());
+    let image = two_layers();
+    upstream.push("a/b", "v", &image);
+    mirror.push("a/b", "v", &image);
+    mirror.fault(&image.layers[0], 1000, Fault::Truncate);
+    node.hosts(
+        "registry.example",
+        &format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", upstream.address, mirror.address),
+    );
+    node.store.pull("registry.example/a/b:v", None).await.unwrap();
+    assert_eq!((mirror.requests(&image.layers[0]), upstream.requests(&image.layers[0])), (2, 1));
+}
+
+/// A wait that is longer than a pull should take is left to kubelet.
+#[tokio::test]
+async fn long_waits_are_not_waited_for() {
+    let (registry, node) = (Faulty::start().await, Node::new());
+    let name = registry.push("a/b", "v", &two_layers());
+    registry.fault("/manifests/", 100, Fault::Status(429, Some("3600")));
+    let error = node.store.pull(&name, None).await.unwrap_err();
+    assert!(error.to_string().contains("asks for a wait of 3600 s"), "{error}");
+    assert_eq!(registry.requests("/manifests/"), 1);
+    registry.shared.lock().unwrap().faults.clear();
+    registry.fault("/manifests/", 1, Fault::Status(429, Some("Thu, 01 Jan 1970 00:00:00 GMT")));
+    node.store.pull(&name, None).await.unwrap();
+}

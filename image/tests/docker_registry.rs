@@ -3,113 +3,9 @@
 
 mod common;
 
-use common::{Built, Codec, MANIFEST, Node, build, noise, tar};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-use tempfile::TempDir;
-use tokio::net::TcpStream;
-
-struct Registry {
-    child: Child,
-    address: String,
-    _folder: TempDir,
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-/// Starts a registry; `tls` has `cert.pem` and `key.pem`. The kernel chooses the port, and the registry's log
-/// tells it: a port that the test chose could be taken by another test in between.
-async fn start(tls: Option<&Path>) -> Registry {
-    let folder = tempfile::tempdir().unwrap();
-    let tls = tls.map_or(String::new(), |tls| {
-        let (cert, key) = (tls.join("cert.pem"), tls.join("key.pem"));
-        format!("  tls:\n    certificate: {}\n    key: {}\n", cert.display(), key.display())
-    });
-    let config = format!(
-        "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:0\n{tls}",
-        folder.path().join("data").display()
-    );
-    std::fs::write(folder.path().join("config.yml"), config).unwrap();
-    let log = folder.path().join("log");
-    let child = Command::new("/usr/bin/docker-registry")
-        .arg("serve")
-        .arg(folder.path().join("config.yml"))
-        .stdout(Stdio::null())
-        .stderr(std::fs::File::create(&log).unwrap())
-        .spawn()
-        .expect("docker-registry must be installed: make deps");
-    let mut registry = Registry { child, address: String::new(), _folder: folder };
-    for _ in 0..1200 {
-        let text = std::fs::read_to_string(&log).unwrap();
-        if let Some(address) = listening(&text) {
-            registry.address = address;
-            return registry;
-        }
-        assert!(registry.child.try_wait().unwrap().is_none(), "docker-registry ended: {text}");
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-    panic!("docker-registry does not start: {}", std::fs::read_to_string(&log).unwrap());
-}
-
-/// The address in the log's line `listening on 127.0.0.1:PORT`; the TLS registry adds `, tls`.
-fn listening(log: &str) -> Option<String> {
-    let rest = log.split_once("listening on ")?.1;
-    let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':')?;
-    Some(rest[..end].to_owned())
-}
-
-async fn put(
-    address: &str,
-    method: Method,
-    path: &str,
-    content_type: &str,
-    body: Vec<u8>,
-) -> (StatusCode, String) {
-    let stream = TcpStream::connect(address).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-    let task = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", address)
-        .header("content-type", content_type)
-        .body(Full::new(Bytes::from(body)))
-        .unwrap();
-    let response = sender.send_request(request).await.unwrap();
-    let location =
-        response.headers().get("location").map(|l| l.to_str().unwrap().to_owned()).unwrap_or_default();
-    let status = response.status();
-    response.into_body().collect().await.unwrap();
-    task.abort();
-    (status, location)
-}
-
-async fn push(registry: &Registry, repository: &str, tag: &str, image: &Built) -> String {
-    for (digest, blob) in &image.blobs {
-        let path = format!("/v2/{repository}/blobs/uploads/");
-        let (status, location) = put(&registry.address, Method::POST, &path, "", Vec::new()).await;
-        assert_eq!(status, StatusCode::ACCEPTED);
-        let path = location.trim_start_matches(&format!("http://{}", registry.address)).to_owned();
-        let path = format!("{path}&digest={digest}");
-        let octets = "application/octet-stream";
-        let (status, _) = put(&registry.address, Method::PUT, &path, octets, blob.clone()).await;
-        assert_eq!(status, StatusCode::CREATED);
-    }
-    let path = format!("/v2/{repository}/manifests/{tag}");
-    let (status, _) = put(&registry.address, Method::PUT, &path, MANIFEST, image.manifest.clone()).await;
-    assert_eq!(status, StatusCode::CREATED);
-    format!("{}/{repository}:{tag}", registry.address)
-}
+use common::programs::{push, start};
+use common::{Built, Codec, Node, build, noise, tar};
+use std::process::{Command, Stdio};
 
 fn image() -> Built {
     let lower =
@@ -179,8 +75,8 @@ async fn over_https_with_a_private_ca() {
     let image = image();
     push(&plain, "team/app", "1.0", &image).await;
     let secure = start(Some(certificates.path())).await;
-    let data = plain._folder.path().join("data");
-    let target = secure._folder.path().join("data");
+    let data = plain.folder.path().join("data");
+    let target = secure.folder.path().join("data");
     assert!(Command::new("cp").arg("-a").arg(&data).arg(&target).status().unwrap().success());
     let name = format!("{}/team/app:1.0", secure.address);
     let server = format!("server = \"https://{}\"\n", secure.address);

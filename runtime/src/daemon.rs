@@ -70,6 +70,9 @@ pub enum Error {
     /// The image store could not be opened.
     #[error("cannot open the image store")]
     Images(#[from] image::Error),
+    /// A variable such as HTTPS_PROXY is invalid.
+    #[error(transparent)]
+    Proxy(#[from] image::InvalidProxy),
     /// Pods and containers could not be restored.
     #[error("cannot restore pods and containers")]
     Node(#[from] crate::error::Error),
@@ -309,6 +312,9 @@ fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
     options.parallel_layers = config.image.max_parallel_downloads;
     options.pinned.clone_from(&config.image.pinned);
+    options.progress_timeout = config.image.progress_timeout;
+    options.credentials_file = config.image.credentials_file.clone();
+    options.proxies = Arc::new(image::Proxies::from_environment()?);
     let images = ImageStore::open(options)?;
     let apparmor = Support::detect(config.apparmor == Switch::Auto);
     let selinux = Selinux::detect(config.enable_selinux);

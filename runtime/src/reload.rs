@@ -98,9 +98,10 @@ impl Reloader {
         let Reloaded { config, changed, need_restart } = old.reload(new);
         let (level, config) = (config.log.level, Arc::new(config));
         self.cni.set_plugins(config.network.bin_dirs.clone(), config.network.timeout);
-        self.images.set_certs_dir(config.image.certs_dir.clone());
-        if config.image.pinned != old.image.pinned {
-            self.pin_images(config.image.pinned.clone()).await;
+        let image = &config.image;
+        self.images.set_registry_files(image.certs_dir.clone(), image.credentials_file.clone());
+        if image.pinned != old.image.pinned {
+            self.pin_images(image.pinned.clone()).await;
         }
         self.config.send_replace(config);
         // Logged at the more verbose of the two levels.

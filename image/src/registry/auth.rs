@@ -1,5 +1,6 @@
 //! Credentials and authentication challenges: what to send to which host. Pure; `client` sends it.
 
+use super::mirror::{self, Host};
 use crate::Auth;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -77,20 +78,26 @@ fn value(text: &str) -> (String, &str) {
     (value, "")
 }
 
-/// Whether the host `authority` may receive these credentials. Credentials without a server address are for the
-/// reference's registry alone: its mirrors must not see them.
-pub(crate) fn may_receive(auth: &Auth, authority: &str, registry: &str) -> bool {
+/// Whether a host may receive the credentials of a request. They are for the registry of the image's name, which is also
+/// the `server` of `hosts.toml`; with a server address they are for the host that it names. Mirrors must not see those of
+/// the registry.
+pub(crate) fn may_receive(auth: &Auth, host: &Host, registry: &str) -> bool {
     let wanted = auth.server_address.trim();
-    if wanted.is_empty() {
-        return authority.eq_ignore_ascii_case(super::mirror::own_authority(registry));
-    }
     let without_scheme = wanted.split_once("://").map_or(wanted, |(_, rest)| rest);
-    let host = without_scheme.split('/').next().unwrap_or_default();
-    let host = match host {
-        "docker.io" | "index.docker.io" => super::mirror::own_authority("docker.io"),
+    let named = without_scheme.split('/').next().unwrap_or_default();
+    let named = match named {
+        "docker.io" | "index.docker.io" => mirror::own_authority("docker.io"),
         other => other,
     };
-    host.eq_ignore_ascii_case(authority)
+    if named.is_empty() || named.eq_ignore_ascii_case(mirror::own_authority(registry)) {
+        return host.is_registry;
+    }
+    named.eq_ignore_ascii_case(&host.authority)
+}
+
+/// Whether there is anything to authenticate with.
+pub(crate) fn is_usable(auth: &Auth) -> bool {
+    !auth.identity_token.is_empty() || !auth.registry_token.is_empty() || user_and_password(auth).is_some()
 }
 
 /// User and password: from their own fields, or from the combined `auth` field.
@@ -172,16 +179,27 @@ mod tests {
 
     #[test]
     fn credentials_go_to_their_host_only() {
+        let receives = |auth: &Auth, authority: &str, registry: &str| {
+            may_receive(auth, &Host::at_authority(authority, registry), registry)
+        };
         let open = Auth { username: "u".into(), ..Auth::default() };
-        assert!(may_receive(&open, "registry-1.docker.io", "docker.io"));
-        assert!(may_receive(&open, "r.example:5000", "r.example:5000"));
-        assert!(!may_receive(&open, "mirror.example", "r.example:5000"));
-        assert!(!may_receive(&open, "r.example", "r.example:5000"));
+        assert!(receives(&open, "registry-1.docker.io", "docker.io"));
+        assert!(receives(&open, "r.example:5000", "r.example:5000"));
+        assert!(!receives(&open, "mirror.example", "r.example:5000"));
+        assert!(!receives(&open, "r.example", "r.example:5000"));
         let bound = Auth { server_address: "https://mirror.example/v1/".into(), ..open };
-        assert!(may_receive(&bound, "mirror.example", "docker.io"));
-        assert!(!may_receive(&bound, "registry-1.docker.io", "docker.io"));
+        assert!(receives(&bound, "mirror.example", "docker.io"));
+        assert!(!receives(&bound, "registry-1.docker.io", "docker.io"));
         let hub = Auth { server_address: "https://index.docker.io/v1/".into(), ..Auth::default() };
-        assert!(may_receive(&hub, "registry-1.docker.io", "docker.io"));
+        assert!(receives(&hub, "registry-1.docker.io", "docker.io"));
+        // The server of hosts.toml is the registry, wherever it is.
+        let server = Host { is_registry: true, ..Host::at_authority("elsewhere.example", "r.example") };
+        for named in ["", "r.example", "https://r.example/v2/", "elsewhere.example"] {
+            let auth = Auth { server_address: named.into(), ..Auth::default() };
+            assert!(may_receive(&auth, &server, "r.example"), "{named}");
+        }
+        let other = Auth { server_address: "other.example".into(), ..Auth::default() };
+        assert!(!may_receive(&other, &server, "r.example"));
     }
 
     #[test]

@@ -2,54 +2,51 @@
 //! a time limit.
 //!
 //! ```text
-//! document, Blob::open    for each host in order
-//!   retried               again while the fault may be temporary
-//!     get                 again with credentials after a 401
-//!       follow            again at the target of a redirect
-//!         send            one request
+//! document, Blob::open    what is wanted
+//!   hosts                 for each host in order; one that failed lately only if all have
+//!     retried             again while the fault may be temporary
+//!       get               again with credentials after a 401
+//!         follow          again at the target of a redirect
+//!           send          one request
 //! ```
 
 mod blob;
 mod fault;
+mod request;
 mod token;
+mod words;
 
 use self::blob::Blob;
-use self::fault::{Fault, HostFaults, fault_of};
-use super::auth::{self, Challenge};
-use super::dns::Resolver;
+use self::fault::{Fault, HostFaults};
+use self::request::Get;
+use super::connect::Connector;
+use super::credentials::{self, Credentials};
+use super::health::Health;
 use super::mirror::{self, Host};
+use super::proxy::Proxies;
 use super::tls::Tls;
 use crate::error::{Error, Result};
 use crate::manifest::{ACCEPT, Descriptor};
 use crate::reference::{Digest, Reference, Selector};
 use crate::{Auth, Options};
-use bytes::{Bytes, BytesMut};
-use causes::with_causes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
-use hyper::header::{ACCEPT as ACCEPT_HEADER, AUTHORIZATION, HeaderValue, LOCATION, RANGE, USER_AGENT};
-use hyper::{Request, Response, StatusCode, Uri};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::HeaderValue;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-type Http = Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>;
+type Http = Client<HttpsConnector<Connector>, Full<Bytes>>;
 
 /// Waits before the second, third and fourth attempt at a host that is overloaded or faulty.
 const BACKOFF: [Duration; 3] =
     [Duration::from_millis(200), Duration::from_millis(800), Duration::from_secs(2)];
-/// Maximum wait for `Retry-After`. After that, kubelet's own back-off applies.
+/// Maximum wait for `Retry-After`. A host that asks for more is not asked again; then kubelet's own back-off applies.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(20);
-const MAX_REDIRECTS: usize = 10;
-/// The User-Agent of all requests.
-const PRODUCT: &str = concat!("copepod/", env!("CARGO_PKG_VERSION"));
-/// Attempts of one request: each 401 may bring another challenge, such as one for a token that has expired.
-const MAX_ATTEMPTS: usize = 3;
 
 /// A manifest, index or config.
 #[derive(Debug)]
@@ -66,6 +63,10 @@ pub(crate) struct Registry {
     reference: Reference,
     endpoints: Vec<Endpoint>,
     idle_timeout: Duration,
+    /// For a whole document.
+    document_timeout: Duration,
+    proxies: Arc<Proxies>,
+    health: Arc<Health>,
 }
 
 /// A host, with the connections and credentials for it.
@@ -74,51 +75,103 @@ struct Endpoint {
     host: Host,
     http: Http,
     /// Credentials that may be sent to this host.
-    auth: Option<Arc<Auth>>,
+    credentials: Credentials,
     /// The Authorization header to send: `None` until a host asks for one.
     authorization: Mutex<Option<HeaderValue>>,
-    /// For a mirror: the registry of the reference, sent as `?ns=`, because one mirror may serve several registries.
+    /// For any host but the reference's own: the registry of the reference, sent as `?ns=`, because one mirror may serve
+    /// several registries.
     namespace: Option<String>,
+    /// Why it failed in this pull.
+    failure: std::sync::Mutex<Option<String>>,
 }
 
 impl Registry {
     /// Reads the registry configuration. Blocks.
-    pub(crate) fn new(options: &Options, reference: &Reference, auth: Option<&Auth>) -> Result<Self> {
-        let registry = reference.registry();
+    pub(crate) fn new(
+        options: &Options,
+        reference: &Reference,
+        auth: Option<&Auth>,
+        health: Arc<Health>,
+    ) -> Result<Self> {
+        let (registry, repository) = (reference.registry(), reference.repository());
+        let node = match &options.credentials_file {
+            Some(path) => credentials::read(path)?,
+            None => None,
+        };
         let mut endpoints = Vec::new();
         for host in mirror::hosts(&options.certs_dir, registry)? {
-            let mut tcp = HttpConnector::new_with_resolver(Resolver);
-            tcp.enforce_http(false);
-            tcp.set_nodelay(true);
-            tcp.set_connect_timeout(Some(options.connect_timeout));
             let tls = if host.scheme == "https" {
                 host.tls.client_config()?
             } else {
                 // For redirects to https from a host that is configured with http.
                 Tls::default().client_config()?
             };
-            let connector = hyper_rustls::HttpsConnectorBuilder::new()
-                .with_tls_config(tls)
-                .https_or_http()
-                .enable_http1();
-            let http = Client::builder(TokioExecutor::new()).build(connector.wrap_connector(tcp));
-            let is_mirror = host.authority != mirror::own_authority(registry);
-            let auth = auth.filter(|auth| auth::may_receive(auth, &host.authority, registry));
+            // A proxy's certificate may be of the same CA, but the proxy gets no client certificate.
+            let for_proxies = Tls { authorities: host.tls.authorities.clone(), ..Tls::default() };
+            let for_proxies =
+                options.proxies.any_by_tls().then(|| for_proxies.client_config()).transpose()?;
+            let limit = host.dial_timeout.unwrap_or(options.connect_timeout);
+            let connector = Connector::new(limit, options.proxies.clone(), for_proxies);
+            let http = Client::builder(TokioExecutor::new()).build(HttpsConnector::from((connector, tls)));
+            let is_other = host.authority != mirror::own_authority(registry);
             endpoints.push(Endpoint {
                 http,
-                auth: auth.cloned().map(Arc::new),
+                credentials: Credentials::for_host(&host, (registry, repository), auth, node.clone()),
                 authorization: Mutex::new(None),
-                namespace: is_mirror.then(|| registry.to_owned()),
+                namespace: is_other.then(|| registry.to_owned()),
+                failure: std::sync::Mutex::default(),
                 host,
             });
         }
-        let (reference, idle_timeout) = (reference.clone(), options.idle_timeout);
-        Ok(Self { reference, endpoints, idle_timeout })
+        Ok(Self {
+            reference: reference.clone(),
+            endpoints,
+            idle_timeout: options.idle_timeout,
+            document_timeout: options.progress_timeout,
+            proxies: options.proxies.clone(),
+            health,
+        })
+    }
+
+    /// What is pulled.
+    pub(crate) fn reference(&self) -> &Reference {
+        &self.reference
     }
 
     /// The registry in the reference. Transfers from its mirrors are counted for it too.
     pub(crate) fn name(&self) -> &str {
         self.reference.registry()
+    }
+
+    /// The digest that the reference has now, without the manifest (HEAD), which registries do not count as a pull. Also
+    /// for a reference with a digest: the answer shows that the caller has access. `None` if no host tells it; then the
+    /// manifest must be fetched.
+    pub(crate) async fn current_digest(&self) -> Result<Option<Digest>> {
+        let name = match self.reference.selector() {
+            Selector::Tag(tag) => tag.to_owned(),
+            Selector::Digest(digest) => digest.to_string(),
+        };
+        let (path, accept) = (self.path(Kind::Manifests, &name), ACCEPT.join(", "));
+        let head = Get { path: &path, accept: &accept, range: None, verified: false, head: true };
+        let is_tag = matches!(self.reference.selector(), Selector::Tag(_));
+        let (hosts, mut faults) = self.hosts(|host| host.pull && (host.resolve || !is_tag));
+        for (endpoint, is_last) in hosts {
+            let result = self.retried((endpoint, is_last), || async {
+                match self.get(endpoint, &head).await {
+                    Ok(response) => {
+                        let digest = response.headers().get("docker-content-digest");
+                        Ok(digest.and_then(|digest| Digest::parse(digest.to_str().ok()?)))
+                    }
+                    Err(fault @ Fault::Transient { .. }) => Err(fault),
+                    // Not all hosts support HEAD, and the answer to GET has the reason.
+                    Err(_) => Ok(None),
+                }
+            });
+            if let Some(digest) = self.served(endpoint, result.await, &mut faults) {
+                return Ok(digest);
+            }
+        }
+        Err(faults.into_error(None))
     }
 
     /// Fetches the manifest or index of the reference, of at most `limit` bytes.
@@ -148,6 +201,11 @@ impl Registry {
         Blob::new(self, wanted.clone())
     }
 
+    /// The path of an object below that of the host.
+    fn path(&self, kind: Kind, name: &str) -> String {
+        format!("{}/{}/{name}", self.reference.repository(), kind.segment())
+    }
+
     /// Fetches `<kind>/<name>` from the first host that serves it, and verifies its digest if one is expected.
     async fn document(
         &self,
@@ -156,18 +214,17 @@ impl Registry {
         expected: Option<&Digest>,
         limit: u64,
     ) -> Result<Fetched> {
-        let mut faults = HostFaults::new(&self.reference);
-        for endpoint in &self.endpoints {
-            if !endpoint.host.pull || (expected.is_none() && !endpoint.host.resolve) {
-                continue;
-            }
-            let path = format!("{}/{}/{name}", self.reference.repository(), kind.segment());
-            let accept = match kind {
-                Kind::Manifests => ACCEPT.join(", "),
-                Kind::Blobs => "*/*".to_owned(),
-            };
-            let get = Get { path: &path, accept: &accept, range: None, verified: expected.is_some() };
-            let result = self.retried(endpoint, || async {
+        let path = self.path(kind, name);
+        let accept = match kind {
+            Kind::Manifests => ACCEPT.join(", "),
+            Kind::Blobs => "*/*".to_owned(),
+        };
+        let verified = expected.is_some();
+        let get = Get { path: &path, accept: &accept, range: None, verified, head: false };
+        let object = expected.map(|digest| format!("{}/{digest}", kind.segment()));
+        let (hosts, mut faults) = self.hosts(|host| host.pull && (verified || host.resolve));
+        for (endpoint, is_last) in hosts {
+            let result = self.retried((endpoint, is_last), || async {
                 let response = self.get(endpoint, &get).await?;
                 let header = |name: &str| {
                     let value = response.headers().get(name).and_then(|value| value.to_str().ok());
@@ -186,18 +243,75 @@ impl Registry {
                 }
                 Ok(Fetched { digest, content_type, bytes })
             });
-            match result.await {
-                Ok(fetched) => return Ok(fetched),
-                Err(fault) => faults.add(endpoint, fault),
+            if let Some(fetched) = self.served(endpoint, result.await, &mut faults) {
+                return Ok(fetched);
             }
         }
-        Err(faults.into_error(expected.map(|digest| format!("{}/{digest}", kind.segment()))))
+        Err(faults.into_error(object))
     }
 
-    /// Retries a request to one host while its fault may be temporary.
-    async fn retried<T, F: Future<Output = Result<T, Fault>>>(
+    /// The hosts that may serve something, in the order to ask them; the last one is marked. Hosts that have failed in this
+    /// pull, or lately in another one, are left out unless all have.
+    fn hosts(&self, may_serve: impl Fn(&Host) -> bool) -> (Vec<(&Endpoint, bool)>, HostFaults<'_>) {
+        let mut faults = HostFaults::new(&self.reference);
+        let hosts = self.endpoints.iter().filter(|endpoint| may_serve(&endpoint.host));
+        let (mut work, mut failed) = (Vec::new(), Vec::new());
+        for endpoint in hosts {
+            match self.failure(endpoint) {
+                None => work.push((endpoint, false)),
+                Some(reason) => failed.push((endpoint, reason)),
+            }
+        }
+        if work.is_empty() {
+            work.extend(failed.into_iter().map(|(endpoint, _)| (endpoint, false)));
+        } else {
+            failed.iter().for_each(|(endpoint, reason)| faults.add_left_out(endpoint, reason));
+        }
+        if let Some((_, is_last)) = work.last_mut() {
+            *is_last = true;
+        }
+        (work, faults)
+    }
+
+    /// What a host has served. Its fault is remembered.
+    fn served<T>(
         &self,
         endpoint: &Endpoint,
+        result: Result<T, Fault>,
+        faults: &mut HostFaults<'_>,
+    ) -> Option<T> {
+        match result {
+            Ok(found) => {
+                self.health.works(&endpoint.key());
+                Some(found)
+            }
+            Err(fault) => {
+                if let Fault::Transient { reason, .. } = &fault {
+                    self.failed(endpoint, reason);
+                }
+                faults.add(endpoint, fault);
+                None
+            }
+        }
+    }
+
+    /// Remembers that a host failed.
+    fn failed(&self, endpoint: &Endpoint, reason: &str) {
+        self.health.failed(&endpoint.key(), reason);
+        *endpoint.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+    }
+
+    /// Why a host failed in this pull, or lately in another one.
+    fn failure(&self, endpoint: &Endpoint) -> Option<String> {
+        let failure = endpoint.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        failure.or_else(|| self.health.failure(&endpoint.key()))
+    }
+
+    /// Retries a request to one host while its fault may be temporary. If another host can be asked, a host that cannot
+    /// be reached is not tried again, because each attempt may take a whole time limit.
+    async fn retried<T, F: Future<Output = Result<T, Fault>>>(
+        &self,
+        (endpoint, is_last): (&Endpoint, bool),
         try_once: impl Fn() -> F,
     ) -> Result<T, Fault> {
         let mut waits = BACKOFF.iter();
@@ -206,171 +320,28 @@ impl Registry {
                 Err(fault @ Fault::Transient { .. }) => fault,
                 other => return other,
             };
-            let Fault::Transient { reason, retry_after, retry_once } = &fault else { return Err(fault) };
+            let Fault::Transient { reason, retry_after, is_silent } = &fault else { return Err(fault) };
             let Some(wait) = waits.next() else { return Err(fault) };
-            if *retry_once {
+            if *is_silent {
+                if !is_last {
+                    return Err(fault);
+                }
                 waits = [].iter();
             }
-            let wait = retry_after.map_or(*wait, |after| after.clamp(*wait, MAX_RETRY_AFTER));
+            let wait = retry_after.unwrap_or_default().max(*wait);
+            if wait > MAX_RETRY_AFTER {
+                return Err(fault);
+            }
             tracing::debug!(host = endpoint.host.authority, reason, ?wait, "request to registry is retried");
             sleep(wait).await;
         }
     }
+}
 
-    /// Requests something of a host. After a 401 it authenticates as the host's challenge says and tries again.
-    async fn get(&self, endpoint: &Endpoint, get: &Get<'_>) -> Result<Response<Incoming>, Fault> {
-        let mut refused = None;
-        for _ in 0..MAX_ATTEMPTS {
-            let authorization = self.authorization(endpoint, refused.take()).await?;
-            let response = self.follow(endpoint, get, authorization.as_ref()).await?;
-            match response.status() {
-                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
-                StatusCode::UNAUTHORIZED => match auth::challenge(response.headers()) {
-                    Some(challenge) => refused = Some((authorization, challenge)),
-                    None => return Err(Fault::Unauthorized),
-                },
-                status => return Err(fault_of(&response, status)),
-            }
-        }
-        Err(Fault::Unauthorized)
-    }
-
-    /// The Authorization header to send. `refused` is the header that was answered with a 401, and the challenge of
-    /// that response.
-    async fn authorization(
-        &self,
-        endpoint: &Endpoint,
-        refused: Option<(Option<HeaderValue>, Challenge)>,
-    ) -> Result<Option<HeaderValue>, Fault> {
-        // Locked during the token request, so that parallel layers request one token.
-        let mut current = endpoint.authorization.lock().await;
-        let Some((sent, challenge)) = refused else { return Ok(current.clone()) };
-        // A parallel request has authenticated since.
-        if *current != sent {
-            return Ok(current.clone());
-        }
-        let auth = endpoint.auth.as_deref();
-        let password = auth.and_then(auth::user_and_password);
-        let next = match challenge {
-            Challenge::Basic => password.and_then(|(user, password)| auth::basic(&user, &password)),
-            Challenge::Bearer { realm, service, scope } => match auth {
-                Some(auth) if !auth.registry_token.is_empty() => auth::bearer(&auth.registry_token),
-                _ => Some(self.token(endpoint, &realm, service.as_deref(), scope.as_deref()).await?),
-            },
-        };
-        // Sending the same header again would fail again.
-        if next.is_none() || (next == sent && sent.is_some()) {
-            return Err(Fault::Unauthorized);
-        }
-        current.clone_from(&next);
-        Ok(next)
-    }
-
-    /// Sends a request and follows redirects. Credentials, and the headers of `hosts.toml`, are sent only to the host
-    /// itself: once a redirect has left it, they are not sent again.
-    async fn follow(
-        &self,
-        endpoint: &Endpoint,
-        get: &Get<'_>,
-        authorization: Option<&HeaderValue>,
-    ) -> Result<Response<Incoming>, Fault> {
-        let host = &endpoint.host;
-        let query = endpoint.namespace.as_deref().map(|ns| format!("?{}", auth::form(&[("ns", ns)])));
-        let text = format!(
-            "{}://{}{}/{}{}",
-            host.scheme,
-            host.authority,
-            host.path,
-            get.path,
-            query.unwrap_or_default()
-        );
-        let mut uri: Uri =
-            text.parse().map_err(|_| Fault::Final("the image name does not make a valid URL".to_owned()))?;
-        let mut same_host = true;
-        for _ in 0..=MAX_REDIRECTS {
-            let mut request = Request::builder().uri(uri.clone()).header(USER_AGENT, PRODUCT);
-            if same_host {
-                request = request.header(ACCEPT_HEADER, get.accept);
-                for (name, value) in &host.headers.0 {
-                    request = request.header(name, value);
-                }
-                if let Some(authorization) = authorization {
-                    request = request.header(AUTHORIZATION, authorization);
-                }
-            }
-            if let Some(from) = get.range {
-                request = request.header(RANGE, format!("bytes={from}-"));
-            }
-            let request = request.body(Full::default());
-            let request =
-                request.map_err(|error| Fault::Final(format!("the request is not valid: {error}")))?;
-            let response = self.send(&endpoint.http, request).await?;
-            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                // Credentials are not for other hosts, so a 401 after a redirect is final.
-                if response.status() == StatusCode::UNAUTHORIZED && !same_host {
-                    return Err(Fault::Final("the target of the redirect asks for credentials".to_owned()));
-                }
-                return Ok(response);
-            }
-            let next = location(&uri, &response)?;
-            if uri.scheme_str() == Some("https") && next.scheme_str() == Some("http") && !get.verified {
-                let reason = "redirect from https to http, where content without a known digest is not safe";
-                return Err(Fault::Final(reason.to_owned()));
-            }
-            same_host &= next.scheme() == uri.scheme() && next.authority() == uri.authority();
-            uri = next;
-        }
-        Err(Fault::Final(format!("more than {MAX_REDIRECTS} redirects")))
-    }
-
-    /// Sends one request and waits for the headers of the response.
-    async fn send(&self, http: &Http, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Fault> {
-        match timeout(self.idle_timeout, http.request(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => {
-                let retry_once = error.is_connect();
-                // hyper's messages contain host names and system errors, but no paths or queries, which may be secret.
-                Err(Fault::Transient { reason: with_causes(&error), retry_after: None, retry_once })
-            }
-            Err(_) => {
-                let reason = format!("no response within {} s", self.idle_timeout.as_secs_f32());
-                Err(Fault::Transient { reason, retry_after: None, retry_once: true })
-            }
-        }
-    }
-
-    /// Reads a body of at most `limit` bytes to its end.
-    async fn read_all(&self, response: Response<Incoming>, limit: u64) -> Result<Bytes, Fault> {
-        let mut body = response.into_body();
-        let mut bytes = BytesMut::new();
-        while let Some(part) = self.next_part(&mut body).await? {
-            if bytes.len() as u64 + part.len() as u64 > limit {
-                return Err(Fault::Corrupt(format!("the response exceeds {limit} bytes")));
-            }
-            bytes.extend_from_slice(&part);
-        }
-        Ok(bytes.freeze())
-    }
-
-    /// Waits for the next bytes of a body, never empty; `None` at its end.
-    async fn next_part(&self, body: &mut Incoming) -> Result<Option<Bytes>, Fault> {
-        loop {
-            match timeout(self.idle_timeout, body.frame()).await {
-                Ok(None) => return Ok(None),
-                Ok(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) if !data.is_empty() => return Ok(Some(data)),
-                    _ => {}
-                },
-                Ok(Some(Err(error))) => {
-                    let reason = with_causes(&error);
-                    return Err(Fault::Transient { reason, retry_after: None, retry_once: false });
-                }
-                Err(_) => {
-                    let reason = format!("no bytes for {} s", self.idle_timeout.as_secs_f32());
-                    return Err(Fault::Transient { reason, retry_after: None, retry_once: true });
-                }
-            }
-        }
+impl Endpoint {
+    /// Its name among the hosts of all pulls.
+    fn key(&self) -> String {
+        format!("{}://{}", self.host.scheme, self.host.authority)
     }
 }
 
@@ -389,33 +360,4 @@ impl Kind {
             Self::Blobs => "blobs",
         }
     }
-}
-
-/// A request to a host.
-struct Get<'a> {
-    /// Path below the host's own: repository, kind and name.
-    path: &'a str,
-    accept: &'a str,
-    /// Offset of the first byte to send; `None` for all bytes.
-    range: Option<u64>,
-    /// The content will be verified by a digest that did not come from this host.
-    verified: bool,
-}
-
-/// The target of a redirect.
-fn location(from: &Uri, response: &Response<Incoming>) -> Result<Uri, Fault> {
-    let wrong = || Fault::Final("redirect without a valid Location".to_owned());
-    let text = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).ok_or_else(wrong)?;
-    let full = match (from.scheme_str(), from.authority()) {
-        (Some(scheme), _) if text.starts_with("//") => format!("{scheme}:{text}"),
-        (Some(scheme), Some(authority)) if text.starts_with('/') => format!("{scheme}://{authority}{text}"),
-        _ => text.to_owned(),
-    };
-    // A fragment is not sent to the server.
-    let uri: Uri = full.split('#').next().unwrap_or_default().parse().map_err(|_| wrong())?;
-    let has_user = uri.authority().is_none_or(|authority| authority.as_str().contains('@'));
-    if !matches!(uri.scheme_str(), Some("http" | "https")) || has_user {
-        return Err(wrong());
-    }
-    Ok(uri)
 }

@@ -1,19 +1,25 @@
 //! Parses `hosts.toml`, containerd's format for the hosts that serve a registry. Pure: accesses no file.
-//! Unknown keys are ignored, as containerd does, and returned.
+//! containerd ignores keys that it does not know. Here they are refused: a misspelt `ca` or `skip_verify` would show
+//! only as a failure of TLS.
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Keys outside of the settings.
-const OUTER_KEYS: [&str; 2] = ["server", "host"];
+pub(super) const OUTER_KEYS: [&str; 2] = ["server", "host"];
 /// Keys of [`Settings`].
-const SETTINGS_KEYS: [&str; 6] = ["capabilities", "skip_verify", "ca", "client", "override_path", "header"];
-/// Maximum number of unknown keys that are returned, and of characters of each.
-const MAX_UNKNOWN: usize = 16;
-const MAX_KEY: usize = 200;
+pub(super) const SETTINGS_KEYS: [&str; 7] =
+    ["capabilities", "skip_verify", "ca", "client", "override_path", "header", "dial_timeout"];
+/// Maximum characters of an unknown key in an error.
+const MAX_KEY: usize = 60;
+/// Maximum number of edits (strsim's optimal string alignment) between a misspelt key and the one that is suggested.
+const MAX_DISTANCE: usize = 3;
+/// Maximum time for a connection: after that the kernel has given up (tcp_syn_retries).
+const MAX_DIAL: Duration = Duration::from_secs(300);
 
 /// What is wrong with a `hosts.toml`.
 #[derive(Debug, thiserror::Error)]
@@ -31,8 +37,15 @@ pub(super) enum Problem {
     Scheme { host: String },
     #[error("host {host:?} must have a host name, and must not have a user or a query")]
     Authority { host: String },
-    #[error("capability {capability:?} is none of pull, resolve, push")]
+    #[error("capability {capability:?} is none of pull, resolve, push, referrers")]
     Capability { capability: String },
+    /// With the host that it belongs to, and what may have been meant.
+    #[error("key {key:?}{place} is not known; {hint}")]
+    UnknownKey { key: String, place: String, hint: String },
+    #[error("key \"rewrite\"{place} is not supported: only k3s and RKE2 have it")]
+    Rewrite { place: String },
+    #[error("dial_timeout {time:?} must be a time such as \"1s\" or \"500ms\", of at most {} s", MAX_DIAL.as_secs())]
+    Time { time: String },
     #[error("client must be a file, or a list of files and pairs of certificate and key")]
     Client,
     #[error("{name:?} is not a valid header name")]
@@ -53,8 +66,6 @@ pub(super) struct HostsFile {
     pub(super) own: Settings,
     /// URL and settings of each mirror, in the order of the file.
     pub(super) mirrors: Vec<(String, Settings)>,
-    /// The first [`MAX_UNKNOWN`] keys that are ignored, with the host that they belong to.
-    pub(super) unknown: Vec<String>,
 }
 
 /// Settings of one host; [`SETTINGS_KEYS`] lists the same keys.
@@ -64,11 +75,12 @@ pub(super) struct Settings {
     #[serde(default)]
     pub(super) skip_verify: bool,
     pub(super) ca: Option<OneOrMany<PathBuf>>,
-    pub(super) client: Option<OneOrMany<Client>>,
+    pub(super) client: Option<Clients>,
     #[serde(default)]
     pub(super) override_path: bool,
     #[serde(default)]
     pub(super) header: BTreeMap<String, OneOrMany<String>>,
+    pub(super) dial_timeout: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -82,6 +94,23 @@ impl<T> OneOrMany<T> {
     pub(super) fn into_vec(self) -> Vec<T> {
         match self {
             Self::One(one) => vec![one],
+            Self::Many(many) => many,
+        }
+    }
+}
+
+/// Client certificates: a file, or a list of files and pairs.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum Clients {
+    One(PathBuf),
+    Many(Vec<Client>),
+}
+
+impl Clients {
+    pub(super) fn into_vec(self) -> Vec<Client> {
+        match self {
+            Self::One(path) => vec![Client::Combined(path)],
             Self::Many(many) => many,
         }
     }
@@ -119,7 +148,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<HostsFile, Problem> {
     if let Some(error) = errors.first() {
         return Err(wrong(error));
     }
-    let unknown = unknown_keys(&table);
+    check_keys(&table)?;
     // Both types ignore the keys of the other.
     let deserializer = |table| toml::Deserializer::from(Spanned::new(0..0, table));
     let own = Settings::deserialize(deserializer(table.clone())).map_err(|error| wrong(&error))?;
@@ -127,24 +156,64 @@ pub(super) fn parse(bytes: &[u8]) -> Result<HostsFile, Problem> {
     let mut mirrors: Vec<_> = hosts.host.into_iter().collect();
     mirrors.sort_by_key(|(url, _)| url.span().start);
     let mirrors = mirrors.into_iter().map(|(url, settings)| (url.into_inner(), settings)).collect();
-    Ok(HostsFile { server: hosts.server, own, mirrors, unknown })
+    Ok(HostsFile { server: hosts.server, own, mirrors })
 }
 
-/// The keys that neither type knows.
-fn unknown_keys(table: &DeTable<'_>) -> Vec<String> {
-    let unknown_in = |table: &DeTable<'_>, known: &[&str]| -> Vec<String> {
-        let keys = table.keys().map(|key| key.get_ref().to_string());
-        keys.filter(|key| !known.contains(&key.as_str())).collect()
+/// Fails for a key that neither type knows.
+fn check_keys(table: &DeTable<'_>) -> Result<(), Problem> {
+    let check = |table: &DeTable<'_>, known: &[&str], place: &str| {
+        let unknown = table.keys().map(|key| key.get_ref()).find(|key| !known.contains(&key.as_ref()));
+        unknown.map_or(Ok(()), |key| Err(unknown_key(key, known, place)))
     };
-    let mut unknown = unknown_in(table, &[&OUTER_KEYS[..], &SETTINGS_KEYS[..]].concat());
+    check(table, &[&OUTER_KEYS[..], &SETTINGS_KEYS[..]].concat(), "")?;
     if let Some(DeValue::Table(hosts)) = table.get("host").map(Spanned::get_ref) {
         for (url, settings) in hosts {
             if let DeValue::Table(settings) = settings.get_ref() {
-                let keys = unknown_in(settings, &SETTINGS_KEYS);
-                unknown.extend(keys.iter().map(|key| format!("{key} of host {}", url.get_ref())));
+                let url: String = url.get_ref().chars().take(MAX_KEY).collect();
+                check(settings, &SETTINGS_KEYS, &format!(" of host {url}"))?;
             }
         }
     }
-    unknown.truncate(MAX_UNKNOWN);
-    unknown.iter().map(|key| key.chars().take(MAX_KEY).collect()).collect()
+    Ok(())
+}
+
+fn unknown_key(key: &str, known: &[&str], place: &str) -> Problem {
+    let (key, place) = (key.chars().take(MAX_KEY).collect::<String>(), place.to_owned());
+    if key == "rewrite" {
+        return Problem::Rewrite { place };
+    }
+    let distance = |name: &&str| strsim::osa_distance(&key, name);
+    let near = known.iter().copied().map(|name| (distance(&name), name)).min();
+    let hint = match near.filter(|(distance, name)| *distance <= MAX_DISTANCE.min(name.len() / 2)) {
+        Some((_, name)) => format!("the nearest one is {name}"),
+        None => format!("there are {}", known.join(", ")),
+    };
+    Problem::UnknownKey { key, place, hint }
+}
+
+/// A time as Go writes it: decimal numbers, each with its unit, such as `1m0.5s`. From one millisecond to [`MAX_DIAL`].
+pub(super) fn duration(text: &str) -> Result<Duration, Problem> {
+    let wrong = || Problem::Time { time: text.chars().take(MAX_KEY).collect() };
+    let mut rest = text.trim_start_matches('+');
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let number: f64 = rest[..end].parse().map_err(|_| wrong())?;
+        rest = &rest[end..];
+        let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let unit = match &rest[..end] {
+            "ns" => 1e-9,
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(wrong()),
+        };
+        rest = &rest[end..];
+        total += number * unit;
+    }
+    let time = Duration::try_from_secs_f64(total).map_err(|_| wrong())?;
+    let allowed = Duration::from_millis(1)..=MAX_DIAL;
+    if allowed.contains(&time) { Ok(time) } else { Err(wrong()) }
 }

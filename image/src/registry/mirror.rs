@@ -5,7 +5,7 @@
 //! `server` last. A folder without `hosts.toml` may have CA certificates as `*.crt`, and client certificates as
 //! `*.cert` with `*.key`.
 
-use super::hosts_file::{self, Client, HostsFile, OneOrMany, Problem, Settings};
+use super::hosts_file::{self, Client, Clients, HostsFile, OneOrMany, Problem, Settings};
 use super::tls::Tls;
 use crate::error::{Error, Result};
 use hyper::Uri;
@@ -13,6 +13,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 /// Maximum size of a `hosts.toml`. One with a hundred mirrors is far smaller.
 const MAX_FILE: u64 = 1 << 20;
@@ -25,12 +26,16 @@ const DOCKER_HUB: &str = "registry-1.docker.io";
 pub(crate) struct Host {
     pub(crate) scheme: &'static str,
     pub(crate) authority: String,
+    /// The registry itself or the `server` that stands for it, not a mirror. So it gets the registry's credentials.
+    pub(crate) is_registry: bool,
     /// The path before `/<repository>/manifests/`, usually `/v2`.
     pub(crate) path: String,
     /// Capability `pull`: serves blobs, and manifests by digest.
     pub(crate) pull: bool,
     /// Capability `resolve`: serves manifests by tag.
     pub(crate) resolve: bool,
+    /// Time limit for a TCP connection, if it is configured.
+    pub(crate) dial_timeout: Option<Duration>,
     /// Headers for this host only; they may contain credentials.
     pub(crate) headers: Headers,
     pub(crate) tls: Tls,
@@ -55,13 +60,7 @@ pub(crate) fn hosts(certs_dir: &Path, registry: &str) -> Result<Vec<Host>> {
     let path = folder.join("hosts.toml");
     match sys::beneath::regular(&path).and_then(|file| sys::file::read_capped(file, MAX_FILE)) {
         Ok(bytes) => {
-            let parsed = hosts_file::parse(&bytes);
-            if let Ok(HostsFile { unknown, .. }) = &parsed
-                && !unknown.is_empty()
-            {
-                tracing::warn!(path = %path.display(), keys = ?unknown, "unknown keys of a registry configuration are ignored");
-            }
-            let configured = parsed.and_then(|file| configured(file, registry, &folder));
+            let configured = hosts_file::parse(&bytes).and_then(|file| configured(file, registry, &folder));
             configured.map_err(Error::configuration(&path))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -80,10 +79,13 @@ pub(crate) fn hosts(certs_dir: &Path, registry: &str) -> Result<Vec<Host>> {
 fn configured(file: HostsFile, registry: &str, folder: &Path) -> Result<Vec<Host>, Problem> {
     let mut hosts = Vec::new();
     for (url, settings) in file.mirrors {
-        hosts.push(Host::at(&url, settings.override_path)?.configure(settings, folder)?);
+        let mut host = Host::at(&url, settings.override_path)?.configure(settings, folder)?;
+        // Docker Hub's API may be listed as a host of docker.io.
+        host.is_registry = host.authority.eq_ignore_ascii_case(own_authority(registry));
+        hosts.push(host);
     }
     let server = match &file.server {
-        Some(url) => Host::at(url, file.own.override_path)?,
+        Some(url) => Host { is_registry: true, ..Host::at(url, file.own.override_path)? },
         None => Host::of_registry(registry),
     };
     hosts.push(server.configure(file.own, folder)?);
@@ -117,15 +119,31 @@ fn is_loopback(authority: &str) -> bool {
 
 impl Host {
     fn new(scheme: &'static str, authority: String, path: String) -> Self {
-        let (headers, tls) = (Headers::default(), Tls::default());
-        Self { scheme, authority, path, pull: true, resolve: true, headers, tls }
+        Self {
+            scheme,
+            authority,
+            is_registry: false,
+            path,
+            pull: true,
+            resolve: true,
+            dial_timeout: None,
+            headers: Headers::default(),
+            tls: Tls::default(),
+        }
     }
 
     /// The registry itself. One on a loopback address is accessed by http unless its port is 443.
     fn of_registry(registry: &str) -> Self {
         let authority = own_authority(registry);
         let scheme = if is_loopback(authority) && !authority.ends_with(":443") { "http" } else { "https" };
-        Self::new(scheme, authority.to_owned(), "/v2".to_owned())
+        Self { is_registry: true, ..Self::new(scheme, authority.to_owned(), "/v2".to_owned()) }
+    }
+
+    /// A host for tests: the registry itself if it has its authority.
+    #[cfg(test)]
+    pub(crate) fn at_authority(authority: &str, registry: &str) -> Self {
+        let is_registry = authority == own_authority(registry);
+        Self { is_registry, ..Self::new("https", authority.to_owned(), "/v2".to_owned()) }
     }
 
     /// The host at a URL of the configuration; https if it has no scheme. `/v2` is added to its path unless
@@ -143,6 +161,8 @@ impl Host {
         if authority.is_empty() || authority.contains('@') || uri.query().is_some() {
             return Err(Problem::Authority { host: host() });
         }
+        // Docker Hub's name does not serve its API.
+        let authority = own_authority(&authority).to_owned();
         let path = uri.path().trim_end_matches('/');
         let path =
             if override_path || path.ends_with("/v2") { path.to_owned() } else { format!("{path}/v2") };
@@ -151,18 +171,23 @@ impl Host {
 
     /// Applies settings. Relative paths in them start at `folder`.
     fn configure(mut self, settings: Settings, folder: &Path) -> Result<Self, Problem> {
-        if let Some(capabilities) = &settings.capabilities {
-            let known = |name: &str| matches!(name, "pull" | "resolve" | "push");
-            if let Some(unknown) = capabilities.iter().find(|name| !known(name.as_str())) {
-                return Err(Problem::Capability { capability: unknown.clone() });
+        if let Some(capabilities) = settings.capabilities {
+            // In any case, as containerd 2 reads them. What a pull does not need is accepted.
+            let lower: Vec<_> = capabilities.iter().map(|name| name.to_ascii_lowercase()).collect();
+            let known = ["pull", "resolve", "push", "referrers"];
+            if let Some(at) = lower.iter().position(|name| !known.contains(&name.as_str())) {
+                return Err(Problem::Capability { capability: capabilities[at].clone() });
             }
-            self.pull = capabilities.iter().any(|name| name == "pull");
-            self.resolve = capabilities.iter().any(|name| name == "resolve");
+            self.pull = lower.iter().any(|name| name == "pull");
+            self.resolve = lower.iter().any(|name| name == "resolve");
+        }
+        if let Some(time) = &settings.dial_timeout {
+            self.dial_timeout = hosts_file::duration(time).map(Some)?;
         }
         self.tls.skip_verify = settings.skip_verify;
         let authorities = settings.ca.map(OneOrMany::into_vec).unwrap_or_default();
         self.tls.authorities = authorities.into_iter().map(|path| folder.join(path)).collect();
-        for client in settings.client.map(OneOrMany::into_vec).unwrap_or_default() {
+        for client in settings.client.map(Clients::into_vec).unwrap_or_default() {
             self.tls.clients.push(match client {
                 Client::Combined(path) => (folder.join(path), None),
                 Client::Pair(paths) => match paths.as_slice() {
@@ -284,6 +309,9 @@ mod tests {
             ("server = \"ftp://x\"", "neither http nor https"),
             ("[host.\"https://u@x\"]", "must not have a user"),
             ("capabilities = [\"fly\"]", "\"fly\" is none of"),
+            ("dial_timeout = \"soon\"", "dial_timeout \"soon\" must be a time"),
+            ("dial_timeout = \"0s\"", "dial_timeout \"0s\" must be a time"),
+            ("dial_timeout = 1", "line 1: invalid type"),
             ("client = [[\"a\", \"b\", \"c\"]]", "pairs of certificate and key"),
             ("[header]\n\"a b\" = \"c\"", "\"a b\" is not a valid header name"),
             ("[header]\na = \"\\n\"", "the value of header \"a\""),
@@ -296,37 +324,91 @@ mod tests {
         assert!(matches!(hosts(certs.path(), "r.example"), Err(Error::Configuration { .. })));
     }
 
+    /// Every key of containerd's documentation, in each of its forms.
     #[test]
-    fn unknown_keys_are_ignored_and_returned() {
-        let known = r#"
+    fn all_documented_keys_are_accepted() {
+        let certs = tempfile::tempdir().unwrap();
+        let text = r#"
             server = "https://r.example"
-            capabilities = ["pull"]
+            capabilities = ["Pull", "RESOLVE", "push", "referrers"]
             skip_verify = true
-            ca = "ca.pem"
-            client = "client.pem"
+            ca = ["ca.pem", "/etc/certs/special.pem"]
+            client = [["a.cert", "a.key"], ["b.pem", ""]]
             override_path = false
+            dial_timeout = "1s"
             [header]
             x-any = "v"
             [host."https://m.example"]
             capabilities = ["pull"]
+            client = "client.pem"
             [host."https://m.example".header]
-            x-other = "v"
+            x-other = ["v", "w"]
+            [host."https://n.example/v2/upstream"]
+            override_path = true
+            client = ["c.pem", "d.pem"]
+            dial_timeout = "1m0.5s"
         "#;
-        assert!(hosts_file::parse(known.as_bytes()).unwrap().unknown.is_empty());
-        let typos = "servre = 1\n[host.\"https://m.example\"]\nskip_verfy = true\ndial_timeout = \"1s\"";
-        let certs = tempfile::tempdir().unwrap();
-        write(certs.path(), "r.example", typos);
-        assert_eq!(hosts(certs.path(), "r.example").unwrap().len(), 2);
-        let mut unknown = hosts_file::parse(typos.as_bytes()).unwrap().unknown;
-        unknown.sort();
-        let host = "of host https://m.example";
+        write(certs.path(), "r.example", text);
+        let found = hosts(certs.path(), "r.example").unwrap();
+        let names: Vec<_> = found.iter().map(|host| host.authority.as_str()).collect();
+        assert_eq!(names, ["m.example", "n.example", "r.example"]);
+        assert!(found[2].pull && found[2].resolve && found[2].is_registry && !found[0].is_registry);
+        assert_eq!(found[1].path, "/v2/upstream");
         assert_eq!(
-            unknown,
-            [format!("dial_timeout {host}"), "servre".to_owned(), format!("skip_verfy {host}")]
+            [found[0].dial_timeout, found[1].dial_timeout, found[2].dial_timeout],
+            [None, Some(Duration::from_millis(60_500)), Some(Duration::from_secs(1))]
         );
-        let many: String = (0..100).map(|n| format!("k{n}{} = 1\n", "x".repeat(300))).collect();
-        let unknown = hosts_file::parse(many.as_bytes()).unwrap().unknown;
-        assert!(unknown.len() == 16 && unknown.iter().all(|key| key.len() == 200), "{unknown:?}");
+        assert_eq!(found[2].tls.authorities.len(), 2);
+        assert_eq!(
+            [found[0].tls.clients.len(), found[1].tls.clients.len(), found[2].tls.clients.len()],
+            [1, 2, 2]
+        );
+    }
+
+    #[test]
+    fn the_page_on_registries_has_all_keys() {
+        let page = include_str!("../../../docs/registries.md");
+        for key in hosts_file::OUTER_KEYS.iter().chain(&hosts_file::SETTINGS_KEYS) {
+            let row = page.lines().any(|line| {
+                line.starts_with(&format!("| `{key}`")) || line.starts_with(&format!("| `[{key}"))
+            });
+            assert!(row, "{key} is missing");
+        }
+    }
+
+    #[test]
+    fn docker_hub_has_several_names() {
+        let certs = tempfile::tempdir().unwrap();
+        // As in containerd's documentation.
+        let text =
+            "server = \"https://docker.io\"\n[host.\"https://registry-1.docker.io\"]\n[host.\"https://m\"]";
+        write(certs.path(), "docker.io", text);
+        let found = hosts(certs.path(), "docker.io").unwrap();
+        let shown: Vec<_> = found.iter().map(|host| (host.authority.as_str(), host.is_registry)).collect();
+        assert_eq!(shown, [("registry-1.docker.io", true), ("m", false), ("registry-1.docker.io", true)]);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_the_nearest_one() {
+        for (text, expected) in [
+            ("servre = 1", "key \"servre\" is not known; the nearest one is server"),
+            (
+                "[host.\"https://m\"]\nskip_verfy = true",
+                "key \"skip_verfy\" of host https://m is not known; the nearest one is skip_verify",
+            ),
+            (
+                "[host.\"https://m\".rewrite]\na = \"b\"",
+                "\"rewrite\" of host https://m is not supported: only k3s and RKE2 have it",
+            ),
+            ("[hosts.\"https://m\"]", "the nearest one is host"),
+            ("[host.\"https://m\"]\nserver = \"x\"", "\"server\" of host https://m is not known"),
+            ("something_else = 1", "\"something_else\" is not known; there are server, host, capabilities"),
+        ] {
+            let problem = problem(text);
+            assert!(problem.contains(expected), "{text}: {problem}");
+        }
+        let long = problem(&format!("k{} = 1\n", "x".repeat(3000)));
+        assert!(long.len() < 500, "{long}");
     }
 
     /// The file is read on a lane, whose threads have a stack of 512 KiB.

@@ -1,11 +1,23 @@
-//! Access to registries: which hosts to ask (`mirror`, from `hosts_file`), how to reach them (`dns`, `tls`), with which
-//! credentials (`auth`), and what to request (`client`).
+//! Access to registries: which hosts to ask (`mirror`, from `hosts_file`), which of them have failed lately (`health`), how
+//! to reach them (`connect`: `dns`, `proxy`, `tls`), with which credentials (`credentials`: those of the request, `auth`,
+//! or of the node, `docker_config` with `helper`), and what to request (`client`).
 
+#[cfg(test)]
+mod arbitrary;
 mod auth;
 mod client;
+mod connect;
+mod credentials;
 mod dns;
+mod docker_config;
+mod health;
+mod helper;
 mod hosts_file;
 mod mirror;
+mod plain_text;
+mod proxy;
 mod tls;
 
 pub(crate) use client::{Fetched, Registry};
+pub(crate) use health::Health;
+pub use proxy::{InvalidProxy, Proxies};

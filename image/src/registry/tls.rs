@@ -2,9 +2,13 @@
 
 use crate::error::{Error, Result};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme,
+};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -47,7 +51,12 @@ impl Tls {
         let verified = if self.skip_verify {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustAnything(provider)))
         } else {
-            builder.with_root_certificates(self.roots()?)
+            let trusted = self.trusted()?;
+            let roots = Arc::new(roots(&trusted)?);
+            let usual = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
+            let usual = usual.map_err(|error| Error::unsupported("TLS", error))?;
+            let own = trusted.into_iter().map(|(certificate, _)| certificate).collect();
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Pinning { usual, own }))
         };
         let Some((certificate, key)) = self.clients.first() else {
             return Ok(verified.with_no_client_auth());
@@ -59,17 +68,24 @@ impl Tls {
         verified.with_client_auth_cert(chain, private).map_err(Error::configuration(key))
     }
 
-    /// The system's CAs and the configured ones.
-    fn roots(&self) -> Result<RootCertStore> {
-        let mut roots = system_roots();
+    /// The configured certificates, each with its file.
+    fn trusted(&self) -> Result<Vec<(CertificateDer<'static>, &Path)>> {
+        let mut trusted = Vec::new();
         for path in &self.authorities {
             let found = certificates::certificates(&read(path)?).map_err(Error::configuration(path))?;
-            for certificate in found {
-                roots.add(certificate).map_err(Error::configuration(path))?;
-            }
+            trusted.extend(found.into_iter().map(|certificate| (certificate, path.as_path())));
         }
-        Ok(roots)
+        Ok(trusted)
     }
+}
+
+/// The system's CAs and the configured ones.
+fn roots(trusted: &[(CertificateDer<'static>, &Path)]) -> Result<RootCertStore> {
+    let mut roots = system_roots();
+    for (certificate, path) in trusted {
+        roots.add(certificate.clone()).map_err(Error::configuration(path))?;
+    }
+    Ok(roots)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -90,6 +106,66 @@ fn system_roots() -> RootCertStore {
         roots
     };
     ROOTS.get_or_init(load).clone()
+}
+
+/// The usual verifier, which also accepts a server whose certificate is itself one of the configured ones, although it
+/// is a CA's: what `openssl req -x509` makes, and Docker's documentation with it. Go and OpenSSL accept that too.
+#[derive(Debug)]
+struct Pinning {
+    usual: Arc<WebPkiServerVerifier>,
+    own: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for Pinning {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let error = match self.usual.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
+            Err(error) if self.own.contains(end_entity) => error,
+            result => return result,
+        };
+        // webpki checks the dates before that, and the name after it. A test asserts both.
+        if !is_ca_as_end_entity(&error) {
+            return Err(error);
+        }
+        verify_server_name(&ParsedCertificate::try_from(end_entity)?, name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.usual.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.usual.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.usual.supported_verify_schemes()
+    }
+}
+
+/// Whether a verification failed because the server's certificate is a CA's.
+fn is_ca_as_end_entity(error: &rustls::Error) -> bool {
+    let rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) = error else {
+        return false;
+    };
+    cause.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity)
 }
 
 /// The verifier for `skip_verify`. Content that is fetched by digest is still verified by its digest.
@@ -144,6 +220,7 @@ impl ServerCertVerifier for TrustAnything {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn errors_name_the_file() {
@@ -163,6 +240,52 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// A self-signed certificate, made as Docker's documentation does.
+    fn self_signed(folder: &Path, name: &str) -> PathBuf {
+        let path = folder.join(format!("{name}.crt"));
+        let made = std::process::Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
+            .args(["-days", "2", "-subj", "/CN=ignored", "-addext", &format!("subjectAltName=DNS:{name}")])
+            .args(["-keyout", "/dev/null", "-out"])
+            .arg(&path)
+            .output();
+        let made = made.unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        path
+    }
+
+    #[test]
+    fn a_self_signed_ca_is_accepted_if_it_is_configured() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (self_signed(folder.path(), "r.example"), self_signed(folder.path(), "x.example"));
+        let verify = |served: &Path, trusted: &Path, name: &str, now: Duration| {
+            let tls = Tls { authorities: vec![trusted.to_owned()], ..Tls::default() };
+            let trusted = tls.trusted().unwrap();
+            let roots = Arc::new(roots(&trusted).unwrap());
+            let provider = Arc::new(ring::default_provider());
+            let usual = WebPkiServerVerifier::builder_with_provider(roots, provider).build().unwrap();
+            let own = trusted.into_iter().map(|(certificate, _)| certificate).collect();
+            let served = certificates::certificates(&fs::read(served).unwrap()).unwrap();
+            let (name, now) = (ServerName::try_from(name).unwrap(), UnixTime::since_unix_epoch(now));
+            Pinning { usual, own }.verify_server_cert(&served[0], &[], &name, &[], now).map(drop)
+        };
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let day = Duration::from_secs(24 * 3600);
+        verify(&one, &one, "r.example", now).unwrap();
+        let failed = |result: Result<(), rustls::Error>| match result.unwrap_err() {
+            rustls::Error::InvalidCertificate(error) => error,
+            other => panic!("{other}"),
+        };
+        let error = failed(verify(&one, &one, "other.example", now));
+        assert!(matches!(error, CertificateError::NotValidForNameContext { .. }), "{error:?}");
+        let error = failed(verify(&one, &one, "r.example", now + 3 * day));
+        assert!(matches!(error, CertificateError::ExpiredContext { .. }), "{error:?}");
+        let error = failed(verify(&one, &one, "r.example", now - day));
+        assert!(matches!(error, CertificateError::NotValidYetContext { .. }), "{error:?}");
+        // Not the configured one.
+        failed(verify(&one, &other, "r.example", now));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Images built from scratch, and a registry that misbehaves on request.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+pub mod programs;
+
 use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::combinators::BoxBody;
@@ -126,6 +128,8 @@ pub fn noise(length: usize, mut seed: u64) -> Vec<u8> {
 pub enum Fault {
     /// This status, with a `Retry-After`.
     Status(u16, Option<&'static str>),
+    /// This status, with a body.
+    Says(u16, &'static str),
     /// Half of the body, then the connection is closed.
     Truncate,
     /// The body in 20 pieces, with this many milliseconds between them.
@@ -218,6 +222,12 @@ impl Faulty {
         self.shared.lock().unwrap().faults.push((path.to_owned(), times, fault));
     }
 
+    /// Requests with this method whose path contains the text.
+    pub fn requests_by(&self, method: &str, containing: &str) -> usize {
+        let shared = self.shared.lock().unwrap();
+        shared.log.iter().filter(|(by, path, ..)| by == method && path.contains(containing)).count()
+    }
+
     pub fn requests(&self, containing: &str) -> usize {
         self.shared.lock().unwrap().log.iter().filter(|(_, path, ..)| path.contains(containing)).count()
     }
@@ -254,6 +264,7 @@ async fn serve(shared: Arc<Mutex<Shared>>, request: Request<Incoming>) -> Result
             }
             response
         }
+        Fault::Says(code, words) => Response::builder().status(code).body(full(words)).unwrap(),
         Fault::Truncate => {
             let half = bytes.slice(..bytes.len() / 2);
             parts.headers.insert("content-length", bytes.len().to_string().parse().unwrap());
@@ -341,7 +352,11 @@ fn answer(
         return status(404);
     };
     if let Some((bytes, media_type)) = shared.manifests.get(rest) {
-        return Response::builder().header("content-type", media_type).body(full(bytes.clone())).unwrap();
+        return Response::builder()
+            .header("content-type", media_type)
+            .header("docker-content-digest", digest_of(bytes))
+            .body(full(bytes.clone()))
+            .unwrap();
     }
     let digest = rest.rsplit('/').next().unwrap();
     let Some(bytes) = shared.blobs.get(digest).filter(|_| rest.contains("blobs/")) else {
@@ -368,6 +383,15 @@ impl Node {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = ImageStore::open(Self::options(folder.path())).unwrap();
+        Self { folder, store }
+    }
+
+    /// A store with other options.
+    pub fn with(change: impl FnOnce(&mut Options)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut options = Self::options(folder.path());
+        change(&mut options);
+        let store = ImageStore::open(options).unwrap();
         Self { folder, store }
     }
 

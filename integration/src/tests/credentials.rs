@@ -1,5 +1,9 @@
 //! The credentials of PullImage, at a registry that asks for them.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
 use anyhow::{Context as _, Result};
 use cri_api::v1 as api;
 
@@ -7,9 +11,10 @@ use crate::context::Context;
 use crate::expect::ensure;
 use crate::gate::{Gate, IDENTITY, Scheme, TOKEN};
 use crate::runner::{Test, test};
+use crate::tests::configuration::drop_in;
 
 pub(super) fn tests() -> Vec<Test> {
-    vec![test!(user_and_password).ours(), test!(tokens).ours()]
+    vec![test!(user_and_password).ours(), test!(tokens).ours(), test!(of_the_node).own()]
 }
 
 fn user(password: &str) -> api::AuthConfig {
@@ -77,5 +82,50 @@ async fn tokens(cx: Context) -> Result<()> {
     ] {
         pulls(&cx, &gate, auth, wanted).await.context(what)?;
     }
+    Ok(())
+}
+
+/// The node's own file of credentials, with a helper, and kubelet's at the `server` of `hosts.toml`.
+async fn of_the_node(cx: Context) -> Result<()> {
+    let gate = Gate::start(cx.fixture.registry.port, Scheme::Basic).await?;
+    let folder = &cx.node.paths.dir;
+    let file = folder.join("auth.json");
+    let helper = folder.join("docker-credential-script");
+    fs::write(&helper, "#!/bin/sh\necho '{\"Username\":\"user\",\"Secret\":\"secret\"}'\n")?;
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755))?;
+    drop_in(&cx, "10-auth.toml", &format!("[image]\ncredentials_file = \"{}\"\n", file.display()))?;
+    cx.node.terminate().await?;
+    let (program, args) = cx.node.program();
+    let mut command = Command::new(program);
+    command.args(args).env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display()));
+    cx.node.launch_by(command).await?;
+    let host = format!("127.0.0.1:{}", gate.port);
+    let image = format!("{host}/number-3:1");
+    for (what, content, refusal) in [
+        ("an entry", format!("{{\"auths\":{{\"{host}\":{{\"auth\":\"dXNlcjpzZWNyZXQ=\"}}}}}}"), None),
+        ("a helper", format!("{{\"credHelpers\":{{\"{host}\":\"script\"}}}}"), None),
+        ("no entry", "{}".to_owned(), Some("without credentials")),
+        ("no helper", "{\"credsStore\":\"none\"}".to_owned(), Some("docker-credential-none")),
+        ("no JSON", "auths:".to_owned(), Some("auth.json")),
+    ] {
+        fs::write(&file, content)?;
+        match (cx.cri.pull(&image).await, refusal) {
+            (Ok(_), None) => cx.cri.remove_image(&image).await?,
+            (Err(error), Some(words)) => {
+                ensure!(error.message().contains(words), "{what}: the error is {}", error.message());
+            }
+            (pulled, _) => ensure!(false, "{what}: {pulled:?}"),
+        }
+    }
+    let certs = cx.node.paths.certs.join("private.test");
+    fs::create_dir_all(&certs)?;
+    fs::write(certs.join("hosts.toml"), format!("server = \"http://{host}\"\n"))?;
+    let request = api::PullImageRequest {
+        image: Some(api::ImageSpec { image: "private.test/number-3:1".to_owned(), ..Default::default() }),
+        auth: Some(user("secret")),
+        sandbox_config: None,
+    };
+    fs::remove_file(&file)?;
+    cx.cri.images.clone().pull_image(request).await.context("with kubelet's credentials at the server")?;
     Ok(())
 }

@@ -43,6 +43,7 @@ mod podstats;
 mod privilege;
 mod processes;
 mod propagation;
+mod proxies;
 mod pss;
 mod records;
 mod removal;
@@ -105,6 +106,7 @@ pub(crate) fn all() -> Vec<Test> {
         rootfs::tests(),
         nested::tests(),
         propagation::tests(),
+        proxies::tests(),
         removal::tests(),
         full_disk::tests(),
         network::tests(),

@@ -2,8 +2,10 @@
 //! killed with what it has started.
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use sys::spawn::Child;
@@ -58,6 +60,34 @@ impl Drop for Process {
             runtime.spawn(async move { reap(&pidfd).await });
         }
     }
+}
+
+/// Variables of the daemon that are meant for it alone: those of its service manager's protocols (sd_notify(3),
+/// sd_watchdog_enabled(3), sd_listen_fds(3)).
+const NOT_INHERITED: [&str; 9] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDNAMES",
+    "FDSTORE",
+    "MAINPID",
+];
+
+/// The daemon's environment for a program that it starts, as `NAME=value`, without what is meant for the daemon alone.
+///
+/// # Errors
+/// A variable contains a NUL byte.
+pub fn environment() -> io::Result<Vec<CString>> {
+    let inherited = std::env::vars_os().filter(|(name, _)| !NOT_INHERITED.iter().any(|own| name == own));
+    let entry = |(mut name, value): (OsString, OsString)| {
+        name.push("=");
+        name.push(value);
+        CString::new(name.into_vec()).map_err(io::Error::from)
+    };
+    inherited.map(entry).collect()
 }
 
 /// Registers a pidfd with the runtime; on an error it is returned.

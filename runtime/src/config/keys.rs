@@ -42,7 +42,7 @@ const fn reloaded(key: Key) -> Key {
 }
 
 /// All keys. Those without a table come first, those of one table are together.
-pub(super) const KEYS: [Key; 22] = [
+pub(super) const KEYS: [Key; 24] = [
     key(
         "root",
         "path",
@@ -133,6 +133,13 @@ pub(super) const KEYS: [Key; 22] = [
         "\"/etc/copepod/certs.d\"",
         "Registry hosts, as containerd has them: `<host>/hosts.toml` (mirrors, CA files, plain HTTP). Read at every pull.",
     )),
+    reloaded(key(
+        "image.credentials_file",
+        "path",
+        "\"/etc/copepod/auth.json\"",
+        "The node's own credentials for registries and mirrors, with credential helpers: docker's `config.json`, or `auth.json` \
+         of Podman and CRI-O. Used where kubelet sends none. May be missing; empty reads no file. Read at every pull.",
+    )),
     key(
         "image.max_parallel_downloads",
         "whole number",
@@ -149,6 +156,13 @@ pub(super) const KEYS: [Key; 22] = [
          the registry, in which `*` is any number of characters and `?` is one (`\"registry.k8s.io/pause:*\"`). A removal \
          that is asked for, as by `crictl rmi`, is done nevertheless.",
     )),
+    key(
+        "image.progress_timeout_seconds",
+        "whole number",
+        "300",
+        "Seconds, 1 to 3600. If a layer receives less than 64 KiB in this time, its pull fails as unavailable, also if nothing \
+         else waits: kubelet may pull one image at a time.",
+    ),
     key(
         "streaming.address",
         "address",

@@ -252,6 +252,9 @@ pub(crate) struct Image {
     /// Folder of `<host>/hosts.toml` files.
     #[serde(deserialize_with = "values::path")]
     pub certs_dir: PathBuf,
+    /// The node's own credentials for registries; `None` reads no file.
+    #[serde(deserialize_with = "values::optional_path")]
+    pub credentials_file: Option<PathBuf>,
     /// Layers of one pull that are downloaded at once.
     // Each uses one of the 64 threads that unpack layers, also while it waits for its registry.
     #[serde(deserialize_with = "values::number::<_, 1, 16>")]
@@ -259,6 +262,9 @@ pub(crate) struct Image {
     /// Names and patterns of images that kubelet must not remove to free space.
     #[serde(deserialize_with = "values::image_patterns")]
     pub pinned: Vec<String>,
+    /// A layer that receives almost nothing in this time fails.
+    #[serde(rename = "progress_timeout_seconds", deserialize_with = "values::seconds::<_, 1, 3600>")]
+    pub progress_timeout: Duration,
 }
 
 /// Exec, attach and port-forward.

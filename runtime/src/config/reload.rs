@@ -42,6 +42,7 @@ impl Config {
         config.network.timeout = new.network.timeout;
         config.image.certs_dir.clone_from(&new.image.certs_dir);
         config.image.pinned.clone_from(&new.image.pinned);
+        config.image.credentials_file.clone_from(&new.image.credentials_file);
         Reloaded { changed: self.differences(&config), need_restart: config.differences(new), config }
     }
 

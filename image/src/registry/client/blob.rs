@@ -1,7 +1,8 @@
 //! The transfer of a layer's blob.
 
-use super::fault::{Fault, HostFaults};
-use super::{BACKOFF, Get, Registry};
+use super::fault::Fault;
+use super::request::Get;
+use super::{BACKOFF, Endpoint, Kind, Registry};
 use crate::error::{Error, Result};
 use crate::manifest::Descriptor;
 use bytes::Bytes;
@@ -12,6 +13,8 @@ use tokio::time::sleep;
 
 /// Maximum number of times that the transfer of one blob is resumed.
 const MAX_RESUMES: usize = 6;
+/// After so many broken connections in a row, another host is asked first.
+const MAX_BREAKS_OF_HOST: usize = 2;
 
 /// The transfer of one blob. It is resumed after broken connections.
 #[derive(Debug)]
@@ -26,11 +29,13 @@ pub(crate) struct Blob<'a> {
     body: Option<Incoming>,
     /// Broken connections so far.
     breaks: usize,
+    /// The host that sends, and how many of its connections broke in a row.
+    sender: Option<(&'a Endpoint, usize)>,
 }
 
 impl<'a> Blob<'a> {
     pub(super) fn new(registry: &'a Registry, wanted: Descriptor) -> Self {
-        Self { registry, wanted, offset: 0, skip: 0, body: None, breaks: 0 }
+        Self { registry, wanted, offset: 0, skip: 0, body: None, breaks: 0, sender: None }
     }
 
     /// Waits for the next bytes, never empty; `None` after as many bytes as the manifest states. The caller must
@@ -65,6 +70,7 @@ impl<'a> Blob<'a> {
                 Err(_) => "connection broke".to_owned(),
             };
             self.breaks += 1;
+            self.count_break(&reason);
             if self.breaks > MAX_RESUMES {
                 let detail = format!("layer {}: {reason}, {} times", self.wanted.digest, self.breaks);
                 return Err(Error::Unavailable { reference: self.registry.reference.to_string(), detail });
@@ -75,26 +81,34 @@ impl<'a> Blob<'a> {
         Ok(None)
     }
 
+    /// Counts a broken connection of the host that sends. One whose connections break again and again counts as failed.
+    fn count_break(&mut self, reason: &str) {
+        if let Some((endpoint, breaks)) = &mut self.sender {
+            *breaks += 1;
+            if *breaks >= MAX_BREAKS_OF_HOST {
+                self.registry.failed(endpoint, reason);
+            }
+        }
+    }
+
     /// Requests the rest of the blob from the first host that serves it.
     async fn open(&mut self) -> Result<Incoming> {
         let registry = self.registry;
-        let mut faults = HostFaults::new(&registry.reference);
-        let path = format!("{}/blobs/{}", registry.reference.repository(), self.wanted.digest);
+        let path = registry.path(Kind::Blobs, &self.wanted.digest.to_string());
         let range = (self.offset > 0).then_some(self.offset);
-        let get = Get { path: &path, accept: "*/*", range, verified: true };
-        for endpoint in registry.endpoints.iter().filter(|endpoint| endpoint.host.pull) {
-            match registry.retried(endpoint, || registry.get(endpoint, &get)).await {
-                Ok(response) => match self.overlap(&response) {
-                    Ok(skip) => {
-                        self.skip = skip;
-                        return Ok(response.into_body());
-                    }
-                    Err(fault) => faults.add(endpoint, fault),
-                },
-                Err(fault) => faults.add(endpoint, fault),
+        let get = Get { path: &path, accept: "*/*", range, verified: true, head: false };
+        let object = Some(format!("blobs/{}", self.wanted.digest));
+        let (hosts, mut faults) = registry.hosts(|host| host.pull);
+        for (endpoint, is_last) in hosts {
+            let result = registry.retried((endpoint, is_last), || registry.get(endpoint, &get)).await;
+            let result = result.and_then(|response| Ok((self.overlap(&response)?, response.into_body())));
+            if let Some((skip, body)) = registry.served(endpoint, result, &mut faults) {
+                let before = self.sender.filter(|(before, _)| std::ptr::eq(*before, endpoint));
+                (self.skip, self.sender) = (skip, Some((endpoint, before.map_or(0, |(_, breaks)| breaks))));
+                return Ok(body);
             }
         }
-        Err(faults.into_error(Some(format!("blobs/{}", self.wanted.digest))))
+        Err(faults.into_error(object))
     }
 
     /// Number of bytes at the start of this response that were already returned: 0 if the host honours the range. Fails

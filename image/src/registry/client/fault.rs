@@ -3,30 +3,58 @@
 use super::Endpoint;
 use crate::error::Error;
 use crate::reference::Reference;
-use hyper::body::Incoming;
-use hyper::header::RETRY_AFTER;
-use hyper::{Response, StatusCode};
 use std::time::Duration;
 
 /// Why a request to one host failed.
 #[derive(Debug)]
 pub(super) enum Fault {
-    NotFound,
-    Unauthorized,
+    /// The host does not have it, with its status.
+    NotFound(String),
+    /// Credentials are missing or were refused.
+    Unauthorized(String),
     /// It may be temporary: the request is retried after a wait.
     Transient {
         reason: String,
         /// The host's `Retry-After`.
         retry_after: Option<Duration>,
-        /// The host cannot be reached or does not respond, so each retry may take a whole time limit: there is only
+        /// The host cannot be reached or does not respond, so each retry may take a whole time limit: there is at most
         /// one.
-        retry_once: bool,
+        is_silent: bool,
     },
     /// The content is not what was requested. A retry would bring the same.
     Corrupt(String),
     /// The host rejects the request, or answers in a way that the distribution protocol does not allow. A retry would
     /// fail in the same way.
     Final(String),
+}
+
+impl Fault {
+    /// Adds what the fault is about.
+    pub(super) fn about(self, what: &str) -> Self {
+        self.with_reason(|reason| format!("{what}: {reason}"))
+    }
+
+    /// Adds why there are no credentials, if that may be the cause.
+    pub(super) fn with_problem(self, problem: Option<&str>) -> Self {
+        match (problem, &self) {
+            (Some(problem), Self::Unauthorized(_)) => {
+                self.with_reason(|reason| format!("{reason}; {problem}"))
+            }
+            _ => self,
+        }
+    }
+
+    fn with_reason(self, change: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::NotFound(reason) => Self::NotFound(change(reason)),
+            Self::Unauthorized(reason) => Self::Unauthorized(change(reason)),
+            Self::Transient { reason, retry_after, is_silent } => {
+                Self::Transient { reason: change(reason), retry_after, is_silent }
+            }
+            Self::Corrupt(reason) => Self::Corrupt(change(reason)),
+            Self::Final(reason) => Self::Final(change(reason)),
+        }
+    }
 }
 
 /// The faults of all hosts that were asked.
@@ -54,10 +82,10 @@ impl<'a> HostFaults<'a> {
 
     pub(super) fn add(&mut self, endpoint: &Endpoint, fault: Fault) {
         let reason = match fault {
-            Fault::NotFound => "not found".to_owned(),
-            Fault::Unauthorized => {
+            Fault::NotFound(reason) => reason,
+            Fault::Unauthorized(reason) => {
                 self.any_unauthorized = true;
-                "unauthorized".to_owned()
+                reason
             }
             Fault::Transient { reason, .. } => {
                 self.any_transient = true;
@@ -73,6 +101,12 @@ impl<'a> HostFaults<'a> {
             }
         };
         self.texts.push(format!("{}: {reason}", endpoint.host.authority));
+    }
+
+    /// A host that was not asked, because it failed before.
+    pub(super) fn add_left_out(&mut self, endpoint: &Endpoint, reason: &str) {
+        self.any_transient = true;
+        self.texts.push(format!("{}: not asked again after: {reason}", endpoint.host.authority));
     }
 
     /// The error of the pull: a temporary fault of any host counts most, because a retry may help. `object` is what was
@@ -100,20 +134,5 @@ impl<'a> HostFaults<'a> {
         } else {
             Error::NotFound { reference, detail }
         }
-    }
-}
-
-/// The fault that an error response stands for.
-pub(super) fn fault_of(response: &Response<Incoming>, status: StatusCode) -> Fault {
-    let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    match status.as_u16() {
-        404 => Fault::NotFound,
-        401 | 403 => Fault::Unauthorized,
-        408 | 429 | 500..=599 => Fault::Transient {
-            reason: format!("status {status}"),
-            retry_after: retry_after.map(Duration::from_secs),
-            retry_once: false,
-        },
-        _ => Fault::Final(format!("status {status}")),
     }
 }

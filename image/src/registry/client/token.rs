@@ -1,14 +1,15 @@
 //! Tokens for the distribution protocol: requested from the realm that a challenge names.
 
-use super::fault::{Fault, fault_of};
-use super::{Endpoint, PRODUCT, Registry};
+use super::fault::Fault;
+use super::request::PRODUCT;
+use super::{Endpoint, Registry};
 use crate::Auth;
 use crate::registry::auth;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use hyper::{Method, Request, StatusCode, Uri};
-use serde::Deserialize;
+use serde_json::Value;
 
 /// Maximum size of a token response. Real ones have a few KiB.
 const MAX_TOKEN: u64 = 1 << 20;
@@ -21,72 +22,85 @@ impl Registry {
         realm: &str,
         service: Option<&str>,
         scope: Option<&str>,
+        auth: Option<&Auth>,
     ) -> Result<HeaderValue, Fault> {
-        #[derive(Deserialize)]
-        struct TokenResponse {
-            token: Option<String>,
-            access_token: Option<String>,
-        }
-        let uri: Uri = realm.parse().map_err(|_| Fault::Final("token realm is not a URL".to_owned()))?;
+        let no_url = || Fault::Final("token realm is not a URL".to_owned());
+        let uri: Uri = realm.parse().map_err(|_| no_url())?;
         let host = uri.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
         if !matches!(uri.scheme_str(), Some("http" | "https")) || host.is_empty() || host.contains('@') {
-            return Err(Fault::Final("token realm is not a URL".to_owned()));
+            return Err(no_url());
         }
         let own_scope = format!("repository:{}:pull", self.reference.repository());
-        let scope = scope.unwrap_or(&own_scope);
-        let auth = endpoint.auth.as_deref();
+        let scope = scope.filter(|scope| !scope.is_empty()).unwrap_or(&own_scope);
         if endpoint.host.scheme == "https" && uri.scheme_str() == Some("http") && auth.is_some() {
             return Err(Fault::Final(format!(
                 "token realm {host} is http: it would receive the credentials unencrypted"
             )));
         }
-        let request = token_request(realm, uri, service, scope, auth);
-        let mut request = request.map_err(|_| Fault::Final("token realm is not a URL".to_owned()))?;
-        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
-        let response = self.send(&endpoint.http, request).await?;
+        let mut pairs = vec![("scope", scope)];
+        pairs.extend(service.map(|service| ("service", service)));
+        let password = auth.and_then(auth::user_and_password);
+        let identity = auth.map(|auth| auth.identity_token.as_str()).filter(|token| !token.is_empty());
+        let mut response = None;
+        if let Some(identity) = identity {
+            let request = refresh_request(&uri, &pairs, identity).map_err(|_| no_url())?;
+            let answer = self.send(&endpoint.http, request).await?;
+            // A realm without OAuth2 may still take a password.
+            let is_unknown = matches!(answer.status().as_u16(), 404 | 405);
+            response = Some(answer).filter(|_| !is_unknown || password.is_none());
+        }
+        let response = match response {
+            Some(response) => response,
+            None => {
+                let request = password_request(realm, &uri, &pairs, password.as_ref());
+                self.send(&endpoint.http, request.map_err(|_| no_url())?).await?
+            }
+        };
         match response.status() {
             StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(Fault::Unauthorized),
-            status => return Err(fault_of(&response, status)),
+            _ => return Err(self.fault(response).await.about(&format!("token realm {host}"))),
         }
         let bytes = self.read_all(response, MAX_TOKEN).await?;
         let unusable = || Fault::Final(format!("token realm {host} sent no valid token"));
-        let found: TokenResponse = serde_json::from_slice(&bytes).map_err(|_| unusable())?;
-        let token = found.token.or(found.access_token).filter(|token| !token.is_empty());
-        token.and_then(|token| auth::bearer(&token)).ok_or_else(unusable)
+        let answer: Value = serde_json::from_slice(&bytes).map_err(|_| unusable())?;
+        // Realms send one of the two or both, and one of them may be empty or null. When the token expires matters not:
+        // the registry answers with another challenge then.
+        let tokens = ["token", "access_token"].into_iter().filter_map(|key| answer.get(key)?.as_str());
+        let token = tokens.map(str::trim).find(|token| !token.is_empty());
+        token.and_then(auth::bearer).ok_or_else(unusable)
     }
 }
 
-/// The request for a token. A refresh token is exchanged by POST (OAuth2); a password is sent with GET.
-fn token_request(
-    realm: &str,
-    uri: Uri,
-    service: Option<&str>,
-    scope: &str,
-    auth: Option<&Auth>,
+/// Exchanges a refresh token (OAuth2, RFC 6749, 6).
+fn refresh_request(
+    uri: &Uri,
+    pairs: &[(&str, &str)],
+    identity: &str,
 ) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
-    let password = auth.and_then(auth::user_and_password);
-    let mut pairs = vec![("scope", scope)];
-    pairs.extend(service.map(|service| ("service", service)));
-    let identity = auth.map(|auth| auth.identity_token.as_str()).filter(|token| !token.is_empty());
-    if let Some(identity) = identity {
-        pairs.extend([
-            ("grant_type", "refresh_token"),
-            ("refresh_token", identity),
-            ("client_id", "copepod"),
-        ]);
-        Request::builder()
-            .method(Method::POST)
-            .uri(uri)
-            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(Full::new(auth::form(&pairs).into()))
-    } else {
-        pairs.extend(password.iter().map(|(user, _)| ("account", user.as_str())));
-        let joint = if uri.query().is_some() { '&' } else { '?' };
-        let mut request = Request::builder().uri(format!("{realm}{joint}{}", auth::form(&pairs)));
-        if let Some(basic) = password.as_ref().and_then(|(user, password)| auth::basic(user, password)) {
-            request = request.header(AUTHORIZATION, basic);
-        }
-        request.body(Full::default())
+    let own = [("grant_type", "refresh_token"), ("refresh_token", identity), ("client_id", "copepod")];
+    let pairs = [pairs, &own].concat();
+    Request::builder()
+        .method(Method::POST)
+        .uri(uri.clone())
+        .header(USER_AGENT, PRODUCT)
+        .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+        .body(Full::new(auth::form(&pairs).into()))
+}
+
+/// Requests a token with a password, or as nobody (the distribution project's token protocol).
+fn password_request(
+    realm: &str,
+    uri: &Uri,
+    pairs: &[(&str, &str)],
+    password: Option<&(String, String)>,
+) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
+    let account = password.map(|(user, _)| ("account", user.as_str()));
+    let pairs: Vec<_> = pairs.iter().copied().chain(account).collect();
+    let joint = if uri.query().is_some() { '&' } else { '?' };
+    let mut request =
+        Request::builder().uri(format!("{realm}{joint}{}", auth::form(&pairs))).header(USER_AGENT, PRODUCT);
+    if let Some(basic) = password.and_then(|(user, password)| auth::basic(user, password)) {
+        request = request.header(AUTHORIZATION, basic);
     }
+    request.body(Full::default())
 }
