@@ -226,7 +226,6 @@ fn report(child: &mut std::process::Child, state: &str, id: &str) -> Result<Refe
 }
 
 /// The same container as with CRI, as an OCI spec.
-#[expect(clippy::too_many_lines, reason = "one document")]
 fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value> {
     let caps: Vec<String> = if case.privileged { host_caps()? } else { default_caps() };
     let user = case.user.as_ref().map_or_else(

@@ -79,6 +79,6 @@ pub(super) async fn docker_io(folder: &Path) -> Result<Registry> {
             registry.push(&format!("library/{}", entry.name), entry.tag, &entry.image).await?;
         }
     }
-    config::mirror(Path::new("/etc/copepod/certs.d"), "docker.io", &registry)?;
+    config::mirror(Path::new("/etc/copepod/certs.d"), "docker.io", &registry, "127.0.0.1")?;
     Ok(registry)
 }
