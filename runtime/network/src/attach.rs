@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ struct Inner {
     /// Locked only to read or change a number.
     unfinished: Unfinished,
     debts: Ledger,
+    /// No GC of an earlier daemon runs any more.
+    earlier_gc_ended: AtomicBool,
     /// Threads for reading leases and configurations and for starting plugins: each of these disks can hang.
     lane: Lane,
 }
@@ -78,7 +81,7 @@ impl Cni {
     /// Creates a client, which is not ready until [`Cni::load`] or [`Cni::reload`] is called. Accesses nothing.
     pub fn new(config: CniConfig) -> Self {
         let loading = Loading::new(&config.conf_dir);
-        let slots = Semaphore::new(slots(&config));
+        let places = slots(&config);
         let leases = Leases::new(config.cache_dir.clone(), config.boot_id.clone());
         let lane = Lane::new(Size {
             name: "cni",
@@ -88,8 +91,19 @@ impl Cni {
             max_queued: WAITING,
         });
         let plugins = Plugins { bin_dirs: config.bin_dirs.clone(), timeout: config.timeout };
-        let (plugins, unfinished, debts) = (RwLock::new(plugins), Unfinished::default(), Ledger::default());
-        Self(Arc::new(Inner { config, plugins, loading, slots, leases, unfinished, debts, lane }))
+        let (plugins, unfinished, debts) = (RwLock::new(plugins), Unfinished::default(), Ledger::new(places));
+        let earlier_gc_ended = AtomicBool::new(false);
+        Self(Arc::new(Inner {
+            config,
+            plugins,
+            loading,
+            slots: Semaphore::new(places),
+            leases,
+            unfinished,
+            debts,
+            earlier_gc_ended,
+            lane,
+        }))
     }
 
     /// Changes `bin_dirs` and `timeout` of [`CniConfig`] for operations that start from now on.
@@ -121,6 +135,7 @@ impl Cni {
         if self.lease_of(&pod.pod).await?.is_some() {
             self.del(&pod.pod, Some(&pod.netns)).await?;
         }
+        self.wait_for_earlier_gc().await;
         let _slot = self.slot(&pod.pod, Verb::Add).await?;
         let deadline = self.deadline();
         let network = Network::clone(&network);
@@ -143,7 +158,7 @@ impl Cni {
         for plugin in &lease.network.plugins {
             let previous = result.as_ref().map(|result| &result.raw);
             let stdin = plugin_input(&lease.network, plugin, Some(&lease.capabilities), previous);
-            let printed = self.call(Verb::Add, plugin, &stdin, Some(&target), deadline).await;
+            let printed = self.call(Verb::Add, plugin, &stdin, &target, deadline).await;
             let parsed = printed.and_then(|bytes| {
                 AddResult::parse(&bytes, lease.network.version)
                     .map_err(|reason| Failure::Garbage { reason, output: plugin::excerpt(&bytes) })
@@ -182,7 +197,7 @@ impl Cni {
         let mut errors = Vec::new();
         for plugin in lease.network.plugins.iter().rev() {
             let stdin = plugin_input(&lease.network, plugin, Some(&lease.capabilities), previous);
-            match self.call(Verb::Del, plugin, &stdin, Some(&target), self.deadline()).await {
+            match self.call(Verb::Del, plugin, &stdin, &target, self.deadline()).await {
                 Ok(_) => {}
                 // The plugin does not know the pod, so there is nothing to undo.
                 Err(Failure::Refused { code: UNKNOWN_CONTAINER, .. }) => {}
@@ -252,17 +267,15 @@ impl Cni {
         })?
     }
 
-    /// Runs one command of one plugin.
-    async fn call(
+    /// One command of one plugin, for no pod.
+    fn call_for_none(
         &self,
         verb: Verb,
         plugin: &PluginConf,
         stdin: &Map<String, Value>,
-        target: Option<&Target<'_>>,
         deadline: Instant,
-    ) -> Result<Vec<u8>, Failure> {
-        let _step = progress::enter(format!("CNI {verb} of plugin {}", plugin.kind()), ADVICE);
-        let mut call = Call {
+    ) -> Call {
+        Call {
             verb,
             kind: plugin.kind().to_owned(),
             bin_dirs: self.bin_dirs(),
@@ -273,19 +286,37 @@ impl Cni {
             lock: None,
             stdin: Value::Object(stdin.clone()).to_string().into_bytes(),
             deadline,
-        };
-        if let Some(Target { lease, lock, netns }) = target {
-            call.container = lease.pod.to_string();
-            call.ifname.clone_from(&lease.ifname);
-            call.args.clone_from(&lease.args);
-            call.netns.clone_from(netns);
-            call.lock.clone_from(lock);
         }
-        let with_lock = target.filter(|target| target.lock.is_some()).map(|target| &target.lease.pod);
+    }
+
+    async fn run(&self, call: Call) -> Result<Vec<u8>, Failure> {
+        let _step = progress::enter(format!("CNI {} of plugin {}", call.verb, call.kind), ADVICE);
+        plugin::run(&self.0.lane, call).await
+    }
+
+    /// Runs one command of one plugin for a pod.
+    async fn call(
+        &self,
+        verb: Verb,
+        plugin: &PluginConf,
+        stdin: &Map<String, Value>,
+        target: &Target<'_>,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, Failure> {
+        let Target { lease, lock, netns } = target;
+        let call = Call {
+            container: lease.pod.to_string(),
+            ifname: lease.ifname.clone(),
+            args: lease.args.clone(),
+            netns: netns.clone(),
+            lock: lock.clone(),
+            ..self.call_for_none(verb, plugin, stdin, deadline)
+        };
+        let with_lock = lock.as_ref().map(|_| &lease.pod);
         if let Some(pod) = with_lock {
             self.0.unfinished.started(pod);
         }
-        let result = plugin::run(&self.0.lane, call).await;
+        let result = self.run(call).await;
         // After these failures a process may be left, which was killed and takes a moment to end.
         let killed = matches!(result, Err(Failure::Hung { .. } | Failure::Run { .. }));
         if let Some(pod) = with_lock.filter(|_| !killed) {

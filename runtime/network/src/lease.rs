@@ -7,7 +7,7 @@
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use model::PodId;
@@ -62,6 +62,17 @@ impl Lease {
     }
 }
 
+/// The lock on GC.
+#[derive(Debug)]
+pub(crate) enum Lock {
+    /// It is ours as long as the descriptor or a copy of it is open.
+    Taken(OwnedFd),
+    /// A GC runs.
+    Busy,
+    /// There was no GC yet.
+    Absent,
+}
+
 /// The folder of leases. All calls block.
 #[derive(Debug, Clone)]
 pub(crate) struct Leases {
@@ -95,8 +106,12 @@ impl Leases {
         self.write_file(&path, RESULT, result, false).map_err(failed("write the CNI result", &path))
     }
 
+    fn create_dir(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)
+    }
+
     fn write_file<T: Serialize>(&self, path: &Path, kind: &str, data: &T, durable: bool) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        self.create_dir()?;
         // The only writer of this pod's files.
         state::file::write_within(MAX_BYTES, path, kind, &self.boot_id, data, durable).map_err(io_error)
     }
@@ -132,6 +147,25 @@ impl Leases {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file)),
             Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(failed("lock", &path)(error.into())),
+        }
+    }
+
+    /// Locks GC, as [`Leases::lock`] a lease. Its file is made by the first GC (`create`).
+    pub(crate) fn lock_gc(&self, create: bool) -> Result<Lock, Error> {
+        let path = self.dir.join("gc.lock");
+        if create {
+            self.create_dir().map_err(failed("create", &self.dir))?;
+        }
+        let opened = fs::OpenOptions::new().read(true).append(true).create(create).mode(0o600).open(&path);
+        let file = match opened {
+            Ok(file) => OwnedFd::from(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !create => return Ok(Lock::Absent),
+            Err(error) => return Err(failed("open", &path)(error)),
+        };
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Lock::Taken(file)),
+            Err(Errno::WOULDBLOCK) => Ok(Lock::Busy),
             Err(error) => Err(failed("lock", &path)(error.into())),
         }
     }

@@ -255,6 +255,29 @@ async fn gc_and_chains_exclude_each_other() {
     assert_eq!(lines, "begin ADD\nend ADD\nbegin GC\nend GC\n");
 }
 
+/// A process that a plugin has left stands for a GC that outlived its daemon.
+#[tokio::test]
+async fn the_first_add_waits_for_a_gc_that_outlived_its_daemon() {
+    let bench = Bench::new();
+    bench.conf("n.conf", r#"{"cniVersion":"1.1.0","name":"n","type":"p"}"#);
+    let log = bench.path("log").display().to_string();
+    let left = format!("(sleep 1; echo late >> {log}) < /dev/null > /dev/null 2>&1 &");
+    bench.plugin(
+        "p",
+        &format!("cat > /dev/null; echo $CNI_COMMAND >> {log}; [ $CNI_COMMAND != GC ] || {left}\n{GOOD}"),
+    );
+    let first = bench.cni();
+    first.load().await;
+    assert!(first.gc().await.unwrap());
+    assert!(!first.gc().await.unwrap(), "one still runs");
+    drop(first);
+    let second = bench.cni();
+    second.load().await;
+    second.add(&bench.attachment(pod(1))).await.unwrap();
+    assert_eq!(fs::read_to_string(&log).unwrap(), "GC\nlate\nADD\n");
+    assert!(second.gc().await.unwrap());
+}
+
 #[tokio::test]
 async fn upkeep_checks_pods_once_and_collects_from_time_to_time() {
     let bench = Bench::new();

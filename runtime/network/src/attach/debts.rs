@@ -17,7 +17,7 @@ use super::Cni;
 /// The pause before the first repetition. Each further one is twice as long, up to the second limit.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(300);
-/// How many DELs are repeated at once.
+/// How many DELs are repeated at once; fewer if few chains of plugins may run at once, as those of new pods wait for a place.
 const PARALLEL: usize = 4;
 /// How long the pod's network namespace is kept for DEL, which moves physical interfaces back, for example. The address is
 /// not given to another pod as long as DEL is due.
@@ -58,8 +58,10 @@ pub struct Debts {
     pub oldest: Vec<Debt>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ledger {
+    /// How many DELs are repeated at once.
+    parallel: usize,
     /// Locked only to read or change an entry. There are no more entries than leases on disk.
     entries: Mutex<BTreeMap<PodId, Entry>>,
     /// Told when an entry has changed.
@@ -87,6 +89,12 @@ enum State {
 }
 
 impl Ledger {
+    /// `slots`: how many chains of plugins may run at once.
+    pub(super) fn new(slots: usize) -> Self {
+        let parallel = slots.div_ceil(4).min(PARALLEL);
+        Self { parallel, entries: Mutex::default(), changed: Notify::new() }
+    }
+
     fn entries(&self) -> MutexGuard<'_, BTreeMap<PodId, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -140,7 +148,7 @@ impl Ledger {
             let (attempt, pin) = match entry.state {
                 State::Running => (None, None),
                 // The end of a running one is told.
-                State::Due(_) if running >= PARALLEL => (None, Some(entry.since + KEEP_NETNS)),
+                State::Due(_) if running >= self.parallel => (None, Some(entry.since + KEEP_NETNS)),
                 State::Due(at) => (Some(at), Some(entry.since + KEEP_NETNS)),
                 State::Done => (Some(entry.since), None),
             };
@@ -154,7 +162,7 @@ impl Ledger {
         let (now, mut entries) = (Instant::now(), self.entries());
         let running = entries.values().filter(|entry| entry.state == State::Running).count();
         let due = entries.iter_mut().filter(|(_, entry)| matches!(entry.state, State::Due(at) if at <= now));
-        let begun = due.take(PARALLEL.saturating_sub(running)).map(|(pod, entry)| {
+        let begun = due.take(self.parallel.saturating_sub(running)).map(|(pod, entry)| {
             entry.state = State::Running;
             pod.clone()
         });
@@ -266,7 +274,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn attempts_are_limited_and_pins_are_kept_for_a_while() {
-        let ledger = Ledger::default();
+        assert_eq!(Ledger::new(1).parallel, 1);
+        let ledger = Ledger::new(16);
         let pods: Vec<PodId> = (0..6).map(|number| PodId::from_random([number; 32])).collect();
         assert_eq!(ledger.next(), None);
         for pod in &pods {

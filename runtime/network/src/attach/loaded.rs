@@ -123,7 +123,9 @@ impl Cni {
         let mut problem = None;
         for plugin in &network.plugins {
             let stdin = plugin_input(&network, plugin, None, None);
-            if let Err(failure) = self.call(Verb::Status, plugin, &stdin, None, self.deadline()).await {
+            if let Err(failure) =
+                self.run(self.call_for_none(Verb::Status, plugin, &stdin, self.deadline())).await
+            {
                 problem = Some(format!("plugin {:?}: {}", plugin.kind(), with_causes(&failure)));
                 break;
             }

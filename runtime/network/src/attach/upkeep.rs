@@ -4,16 +4,18 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use causes::with_causes;
 use model::PodId;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{Cni, Target, existing_netns, plugin_error, slots};
-use crate::error::{Error, Verb};
+use crate::error::{ADVICE, Error, Verb};
 use crate::input::{gc_input, plugin_input};
-use crate::lease::Leases;
+use crate::lease::{Leases, Lock};
+use crate::plugin::Call;
 
 /// Time limit of CHECK for one pod. A DEL that begins meanwhile waits for it, and waits a little longer than this.
 const CHECK_LIMIT: Duration = Duration::from_secs(8);
@@ -21,6 +23,9 @@ const CHECK_LIMIT: Duration = Duration::from_secs(8);
 const GC_WAIT: Duration = Duration::from_secs(5);
 /// Time limit of GC for all plugins; ADD and DEL wait meanwhile.
 const GC_LIMIT: Duration = Duration::from_secs(20);
+
+/// Pause between two looks at the lock of GC.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// When upkeep is done. The times count from its start.
 #[derive(Debug, Clone, Copy)]
@@ -95,19 +100,41 @@ impl Cni {
         let Ok(Ok(_all)) = timeout(GC_WAIT, self.0.slots.acquire_many(all)).await else {
             return Ok(false);
         };
+        // Plugins inherit it. The last daemon's may still run, and know nothing of the pods that were added since.
+        let Lock::Taken(lock) = self.blocking(|leases| leases.lock_gc(true)).await? else {
+            return Ok(false);
+        };
+        let lock = Some(Arc::new(lock));
         let mut valid = self.leases().await?;
         valid.retain(|pod| !self.0.debts.has(pod));
         let deadline = Instant::now() + self.timeout().min(GC_LIMIT);
         let mut errors = Vec::new();
         for plugin in &network.plugins {
             let stdin = gc_input(&network, plugin, &valid);
-            if let Err(failure) = self.call(Verb::Gc, plugin, &stdin, None, deadline).await {
+            let call = self.call_for_none(Verb::Gc, plugin, &stdin, deadline);
+            if let Err(failure) = self.run(Call { lock: lock.clone(), ..call }).await {
                 let (plugin, network) = (plugin.kind().to_owned(), network.name.clone());
                 let failure = Box::new(failure);
                 errors.push(Error::Plugin { pod: None, verb: Verb::Gc, plugin, network, failure });
             }
         }
         Error::from_all(errors).map(|()| true)
+    }
+
+    /// Waits, before the first ADD of this daemon, until a GC that an earlier one has left running has ended: it would release
+    /// what the plugins of this ADD allocate. Not longer than that GC may take.
+    pub(super) async fn wait_for_earlier_gc(&self) {
+        if self.0.earlier_gc_ended.load(Ordering::Relaxed) {
+            return;
+        }
+        let _step = progress::enter("wait until a garbage collection of CNI plugins has ended", ADVICE);
+        let until = Instant::now() + GC_LIMIT;
+        while let Ok(Lock::Busy) = self.blocking(|leases| leases.lock_gc(false)).await
+            && Instant::now() < until
+        {
+            sleep(RETRY).await;
+        }
+        self.0.earlier_gc_ended.store(true, Ordering::Relaxed);
     }
 
     async fn check_all(&self) {
@@ -155,7 +182,7 @@ impl Cni {
         let deadline = Instant::now() + self.timeout().min(CHECK_LIMIT);
         for plugin in &lease.network.plugins {
             let stdin = plugin_input(&lease.network, plugin, Some(&lease.capabilities), Some(&result));
-            self.call(Verb::Check, plugin, &stdin, Some(&target), deadline)
+            self.call(Verb::Check, plugin, &stdin, &target, deadline)
                 .await
                 .map_err(|failure| plugin_error(Verb::Check, &lease, plugin, failure))?;
         }
