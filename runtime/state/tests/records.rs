@@ -51,6 +51,7 @@ fn full_pod() -> PodRecord {
                 readonly_rootfs: true,
                 seccomp: SeccompProfile::Localhost(s("/var/lib/kubelet/seccomp/a.json")),
                 apparmor: AppArmorProfile::Unset,
+                selinux: SelinuxOptions::default(),
             },
             runtime_handler: s("plain"),
         },
@@ -63,6 +64,7 @@ fn full_pod() -> PodRecord {
         shim_pid: 40,
         message: s("it was stopped"),
         updated: None,
+        selinux: None,
     }
 }
 fn map() -> IdMapping {
@@ -148,6 +150,7 @@ fn full_container() -> ContainerRecord {
                 readonly_paths: vec![s("/proc/sys")],
                 seccomp: SeccompProfile::RuntimeDefault,
                 apparmor: AppArmorProfile::Unset,
+                selinux: SelinuxOptions::default(),
             },
             stop_signal: 15,
         },
@@ -243,6 +246,29 @@ fn fourth_pod() -> PodRecord {
     let slice = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod3d4f.slice";
     PodRecord { scope: format!("{slice}/copepod-abababababababab.scope"), ..full_pod() }
 }
+/// The record in `pod.5.json`: it asks for parts of an SELinux label, and has labels.
+fn fifth_pod() -> PodRecord {
+    let mut record = full_pod();
+    record.config.security.selinux = SelinuxOptions {
+        kind: "web_t".to_owned(),
+        level: "s0:c1,c2".to_owned(),
+        ..SelinuxOptions::default()
+    };
+    let labels = SelinuxLabels {
+        process: "system_u:system_r:web_t:s0:c1,c2".to_owned(),
+        file: "system_u:object_r:container_file_t:s0:c1,c2".to_owned(),
+    };
+    PodRecord { selinux: Some(labels), ..record }
+}
+/// The record in `container.6.json`: it asks for the type of its label, which its process has.
+fn sixth_container() -> ContainerRecord {
+    let mut record = second_container();
+    record.config.security.selinux.kind = "web_t".to_owned();
+    if let Some(template) = record.exec_template.as_mut().and_then(serde_json::Value::as_object_mut) {
+        template.insert("selinux".to_owned(), "system_u:system_r:web_t:s0:c1,c2".into());
+    }
+    record
+}
 /// A file in `tests/fixtures`. These are never changed: all later versions must be able to read a release's
 /// records.
 fn frozen(name: &str) -> PathBuf {
@@ -298,6 +324,18 @@ fn records_with_apparmor_profiles_are_readable() {
     // A request without one is written as before.
     for record in [serde_json::to_string(&second_container()), serde_json::to_string(&full_pod())] {
         assert!(!record.unwrap().contains("apparmor"));
+    }
+}
+
+#[test]
+fn records_with_selinux_labels_are_readable() {
+    let container = file::read::<ContainerRecord>(&frozen("container.6.json"), kind::CONTAINER);
+    assert_eq!(container.unwrap().unwrap().data, sixth_container());
+    let pod = file::read::<PodRecord>(&frozen("pod.5.json"), kind::POD).unwrap().unwrap();
+    assert_eq!(pod.data, fifth_pod());
+    // `selinux_relabel` of a volume was there before.
+    for record in [serde_json::to_string(&second_container()), serde_json::to_string(&full_pod())] {
+        assert!(!record.unwrap().contains("\"selinux\""));
     }
 }
 
