@@ -54,7 +54,7 @@ async fn pods_end_although_kubelet_and_copepod_die(cluster: &Cluster) -> Result<
     for member in &cluster.members {
         wait::until_true("kubelet to remove its mounts", secs(30), || {
             let mounts = fs::read_to_string(member.node.machine.mountinfo()).unwrap_or_default();
-            !mounts.contains("volume-subpaths")
+            !mounts.contains("volume-subpaths/part/")
         })
         .await
         .with_context(|| member.name())?;

@@ -55,7 +55,7 @@ async fn config_maps_and_secrets_are_updated(cluster: &Cluster) -> Result<()> {
     let show = show.as_str();
     cluster.prints("volumes", show, "red red red open red big open app=\"volumes\"\n").await?;
     let modes = cluster
-        .sh("volumes", "stat -L -c %a /password/word /settings/colour; : > /settings/new || echo refused")
+        .sh("volumes", "stat -L -c %a /password/word /settings/colour; touch /settings/new || echo refused")
         .await?;
     ensure!(modes == "400\n644\nrefused\n", "modes and the answer to a write are {modes:?}");
     cluster
