@@ -63,6 +63,7 @@ async fn nginx(folder: &Path, servers: &str) -> (Running, u16) {
 /// A registry that is reached by TLS with a certificate of its own CA, asks for a token and offers Basic in the same
 /// header, and has its blobs on another host.
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "most of it is the configuration of the server")]
 async fn token_server_and_storage_behind_tls() {
     let folder = tempfile::tempdir().unwrap();
     self_signed(folder.path(), "server", "IP:127.0.0.1");

@@ -362,6 +362,11 @@ fn answer(
     let Some(bytes) = shared.blobs.get(digest).filter(|_| rest.contains("blobs/")) else {
         return status(404);
     };
+    part_of(bytes, range.as_deref())
+}
+
+/// A blob, from where a `Range` header asks.
+fn part_of(bytes: &[u8], range: Option<&str>) -> Response<Body> {
     let start = range.and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
     match start {
         Some(start) if start < bytes.len() => Response::builder()
@@ -369,7 +374,7 @@ fn answer(
             .header("content-range", format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len()))
             .body(full(bytes[start..].to_vec()))
             .unwrap(),
-        _ => Response::new(full(bytes.clone())),
+        _ => Response::new(full(bytes.to_vec())),
     }
 }
 
