@@ -311,6 +311,10 @@ async fn serve(shared: Arc<Mutex<Shared>>, request: Request<Incoming>) -> Result
     })
 }
 
+fn challenged(challenge: &str) -> Response<Body> {
+    Response::builder().status(401).header("www-authenticate", challenge).body(full("")).unwrap()
+}
+
 fn answer(
     shared: &Shared,
     path: &str,
@@ -332,21 +336,13 @@ fn answer(
         if authorization.as_deref() != Some(&format!("Bearer {token}")) {
             let challenge =
                 format!("Bearer realm=\"{realm}\",service=\"test\",scope=\"repository:a/b:pull\"");
-            return Response::builder()
-                .status(401)
-                .header("www-authenticate", challenge)
-                .body(full(""))
-                .unwrap();
+            return challenged(&challenge);
         }
     }
     if let Some(basic) = &shared.basic
         && authorization.as_ref() != Some(basic)
     {
-        return Response::builder()
-            .status(401)
-            .header("www-authenticate", "Basic realm=x")
-            .body(full(""))
-            .unwrap();
+        return challenged("Basic realm=x");
     }
     let Some(rest) = plain.strip_prefix("/v2/").or_else(|| plain.strip_prefix("/elsewhere/")) else {
         return status(404);
