@@ -22,6 +22,11 @@ static SLOWNESS: LazyLock<u32> = LazyLock::new(|| {
     given.unwrap_or(1).clamp(1, 100)
 });
 
+/// Whether everything takes longer than on a real machine.
+pub(crate) fn is_slow() -> bool {
+    *SLOWNESS > 1
+}
+
 /// A time limit as it is on this machine. [`until`], [`ended`] and [`timeout`] take theirs as on a real one.
 pub(crate) fn longer(limit: Duration) -> Duration {
     limit.saturating_mul(*SLOWNESS)

@@ -64,6 +64,14 @@ fn probe_of_kubelet(line: &str) -> bool {
     line.contains("PodSandbox from runtime service failed") && line.ends_with("podSandboxID=\"\"")
 }
 
+/// kubelet's lines about its own time limits, which an emulated machine exceeds: of its housekeeping, and of probes.
+fn late_on_a_slow_machine(line: &str) -> bool {
+    wait::is_slow()
+        && (line.contains("Housekeeping took longer than expected")
+            || line.contains("ExecSync cmd from runtime service failed")
+                && line.contains("did not end within"))
+}
+
 /// Fails if a part of kubelet's log has lines of [`BAD`].
 pub(crate) fn has_no_bad_lines(log: &str) -> Result<()> {
     let bad: Vec<&str> = log
@@ -74,7 +82,7 @@ pub(crate) fn has_no_bad_lines(log: &str) -> Result<()> {
         .filter(|l| {
             !(l.contains("ContainerStatus from runtime service failed") && l.contains("code = NotFound"))
         })
-        .filter(|l| !cancelled_by_kubelet(l) && !probe_of_kubelet(l))
+        .filter(|l| !cancelled_by_kubelet(l) && !probe_of_kubelet(l) && !late_on_a_slow_machine(l))
         .take(10)
         .collect();
     ensure!(bad.is_empty(), "kubelet's log says\n{}", bad.join("\n"));

@@ -39,7 +39,10 @@ fn manifest(host: &Path, ext4: &Path) -> Value {
     let script = "echo map $(cat /proc/self/uid_map); id; for v in /disk /memory /ext4 /sub; do echo x > $v/made; stat -c '%u:%g %n' $v $v/made; done; \
                   stat -c '%u:%g %n' /host/of-root /etc/hosts; for v in / /memory /ext4; do grep -o \" $v [a-z0-9]* \" /proc/mounts; done; \
                   ls / > /dev/termination-log && echo termination; trap 'exit 0' TERM; while :; do sleep 0.2; done";
-    let root = json!({"volumeMounts": places, "securityContext": {"runAsUser": 0, "capabilities": {"add": ["SYS_ADMIN", "MKNOD"]}}});
+    // The default AppArmor profile would forbid mounts before the kernel's own rules are asked.
+    let root = json!({"volumeMounts": places, "securityContext": {
+        "runAsUser": 0, "capabilities": {"add": ["SYS_ADMIN", "MKNOD"]}, "appArmorProfile": {"type": "Unconfined"},
+    }});
     let may = "mount -t tmpfs none /mnt && echo may mount; touch /ext4/of-pods-root /disk/of-pods-root && echo may write; \
                chown 5:6 /ext4/of-pods-root && echo may chown; \
                may() { (eval \"$2\") 2>/dev/null && echo MAY $1 || echo may not $1; }; \
