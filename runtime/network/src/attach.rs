@@ -179,7 +179,8 @@ impl Cni {
 
     /// Detaches the pod: runs DEL of all plugins in reverse order with ADD's arguments, even if one of them
     /// fails, the configuration has changed, or the network namespace is gone (`None`, or a path that is not
-    /// a namespace any more). Does nothing without a lease.
+    /// a namespace any more). Only the first plugin, which gives the addresses back, waits until the others have
+    /// succeeded, unless ADD has failed. Does nothing without a lease.
     ///
     /// # Errors
     /// All failures. The lease stays, and `del` can be called again.
@@ -195,7 +196,13 @@ impl Cni {
         let target = Target { lease: &lease, lock, netns };
         let previous = result.as_ref().filter(|_| lease.network.version.has_check());
         let mut errors = Vec::new();
-        for plugin in lease.network.plugins.iter().rev() {
+        for (index, plugin) in lease.network.plugins.iter().enumerate().rev() {
+            // What the others have made for the pod's addresses (host ports, rules of a firewall) would serve the next pod
+            // that gets them, and the repeated DEL would take it from that pod. A pod whose ADD has failed has served nobody,
+            // and may be tried again until no address is left.
+            if index == 0 && result.is_some() && !errors.is_empty() {
+                break;
+            }
             let stdin = plugin_input(&lease.network, plugin, Some(&lease.capabilities), previous);
             match self.call(Verb::Del, plugin, &stdin, &target, self.deadline()).await {
                 Ok(_) => {}

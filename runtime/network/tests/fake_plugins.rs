@@ -334,26 +334,36 @@ async fn del_runs_every_plugin_and_reports_all_failures() {
     cni.reload().await;
     cni.add(&bench.attachment(pod(5))).await.unwrap();
     let log = bench.path("log").display().to_string();
-    bench.plugin("a", &format!("cat > {log}.in; echo a >> {log}; exit 1"));
-    bench.plugin("b", &format!("echo b >> {log}"));
-    bench.plugin("c", &format!("echo c >> {log}; exit 1"));
+    let fail = |name: &str| bench.plugin(name, &format!("cat > {log}.in; echo {name} >> {log}; exit 1"));
+    for name in ["a", "b", "c"] {
+        fail(name);
+    }
     let error = cni.del(&pod(5), None).await.unwrap_err();
     assert!(matches!(&error, Error::Several(errors) if errors.len() == 2), "{error:?}");
-    for reason in ["\"c\" in network \"n\": exit status 1", "\"a\" in network \"n\": exit status 1"] {
+    for reason in ["\"c\" in network \"n\": exit status 1", "\"b\" in network \"n\": exit status 1"] {
         assert!(error.to_string().contains(reason), "{error}");
     }
-    assert_eq!(fs::read_to_string(&log).unwrap(), "c\nb\na\n");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "c\nb\n", "no address is given back before that");
+    for name in ["b", "c"] {
+        bench.plugin(name, &format!("echo {name} >> {log}"));
+    }
+    cni.del(&pod(5), None).await.unwrap_err();
+    assert_eq!(fs::read_to_string(&log).unwrap(), "c\nb\nc\nb\na\n");
     // Before 0.4.0 a DEL has no prevResult.
     assert!(!fs::read_to_string(format!("{log}.in")).unwrap().contains("prevResult"));
     assert_eq!(cni.leases().await.unwrap(), [pod(5)]);
-    bench.plugin("a", "exit 0");
-    bench.plugin("c", "exit 0");
     // An ADD releases the old lease first.
     bench.plugin("b", &format!("echo $CNI_COMMAND >> {log}; {GOOD}"));
     bench.plugin("a", GOOD);
     bench.plugin("c", GOOD);
     cni.add(&bench.attachment(pod(5))).await.unwrap();
     assert!(fs::read_to_string(&log).unwrap().ends_with("DEL\nADD\n"));
+    // After an ADD that has failed, the first plugin does not wait for the others.
+    bench.plugin("a", &format!("echo a $CNI_COMMAND >> {log}; {GOOD}"));
+    fail("c");
+    cni.add(&bench.attachment(pod(6))).await.unwrap_err();
+    cni.del(&pod(6), None).await.unwrap_err();
+    assert!(fs::read_to_string(&log).unwrap().ends_with("c\nDEL\na DEL\n"));
 }
 
 #[tokio::test]

@@ -201,7 +201,7 @@ async fn gc_tells_which_pods_are_attached() {
     cni.load().await;
     cni.add(&bench.attachment(pod(1))).await.unwrap();
     cni.add(&bench.attachment(pod(2))).await.unwrap();
-    // A pod whose DEL is due is not attached any more.
+    // The addresses of a pod whose DEL is due stay taken.
     recorder(&bench, "a", &format!("[ $CNI_COMMAND != DEL ] || exit 1; {GOOD}"));
     assert_eq!(cni.release(&pod(2), &bench.path("netns"), Duration::from_secs(60)).await, Released::Later);
     fs::remove_file(bench.path("calls")).unwrap();
@@ -209,7 +209,8 @@ async fn gc_tells_which_pods_are_attached() {
     assert_eq!(calls(&bench), ["GC", "GC"], "once for each plugin, without a container");
     for name in ["GC-a.in", "GC-b.in"] {
         let given = input(&bench, name);
-        let valid = json!([{"containerID": pod(1), "ifname": "eth0"}]);
+        let valid = [1, 2].map(|number| json!({"containerID": pod(number), "ifname": "eth0"}));
+        let valid = json!(valid);
         assert_eq!(
             (&given["cni.dev/valid-attachments"], &given["cni.dev/attachments"]),
             (&valid, &valid),

@@ -161,8 +161,16 @@ impl Ledger {
     fn begin_due(&self) -> Vec<PodId> {
         let (now, mut entries) = (Instant::now(), self.entries());
         let running = entries.values().filter(|entry| entry.state == State::Running).count();
-        let due = entries.iter_mut().filter(|(_, entry)| matches!(entry.state, State::Due(at) if at <= now));
-        let begun = due.take(self.parallel.saturating_sub(running)).map(|(pod, entry)| {
+        let mut due: Vec<(Instant, &PodId, &mut Entry)> = entries
+            .iter_mut()
+            .filter_map(|(pod, entry)| match entry.state {
+                State::Due(at) if at <= now => Some((at, pod, entry)),
+                _ => None,
+            })
+            .collect();
+        // Those that have waited longest: plugins that hang take all the time there is.
+        due.sort_by_key(|(at, ..)| *at);
+        let begun = due.into_iter().take(self.parallel.saturating_sub(running)).map(|(_, pod, entry)| {
             entry.state = State::Running;
             pod.clone()
         });
@@ -270,6 +278,16 @@ mod tests {
     fn pauses_grow_to_five_minutes() {
         let seconds: Vec<u64> = [1, 2, 3, 9, 10, 1000, u32::MAX].map(|n| pause(n).as_secs()).into();
         assert_eq!(seconds, [1, 2, 4, 256, 300, 300, 300]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_have_waited_longest_are_first() {
+        let ledger = Ledger::new(1);
+        let pods = [1, 2].map(|number| PodId::from_random([number; 32]));
+        ledger.add(&pods[1], Path::new("b"), State::Due(Instant::now()));
+        tokio::time::advance(FIRST_PAUSE).await;
+        ledger.add(&pods[0], Path::new("a"), State::Due(Instant::now()));
+        assert_eq!(ledger.begin_due(), [pods[1].clone()]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -105,8 +105,8 @@ impl Cni {
             return Ok(false);
         };
         let lock = Some(Arc::new(lock));
-        let mut valid = self.leases().await?;
-        valid.retain(|pod| !self.0.debts.has(pod));
+        // Also those whose DEL is due: their addresses stay taken until every plugin has undone what it made for them.
+        let valid = self.leases().await?;
         let deadline = Instant::now() + self.timeout().min(GC_LIMIT);
         let mut errors = Vec::new();
         for plugin in &network.plugins {

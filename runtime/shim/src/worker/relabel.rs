@@ -4,7 +4,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::fs::{fstat, stat};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use sys::selinux::Relabelled;
 use wire::MountPlan;
 
@@ -67,10 +67,16 @@ pub(super) fn apply(source: BorrowedFd<'_>, plan: &MountPlan, stage: &str) -> St
 
 /// Which of [`OF_THE_NODE`] it is, by whatever path it was opened.
 fn of_the_node(source: BorrowedFd<'_>) -> Option<&'static str> {
-    let own = fstat(source).ok()?;
-    OF_THE_NODE.into_iter().find(|path| {
-        stat(Path::new(path)).is_ok_and(|other| (other.st_dev, other.st_ino) == (own.st_dev, own.st_ino))
-    })
+    let own = identity(source, Path::new(""))?;
+    OF_THE_NODE.into_iter().find(|path| identity(CWD, Path::new(path)) == Some(own))
+}
+
+/// The device and the inode of `path`, or of `at` if it is empty, as far as they are known already: one of the node's folders
+/// may be on a server that does not answer (NFS), or be mounted on demand, and no volume depends on that.
+fn identity(at: BorrowedFd<'_>, path: &Path) -> Option<(u32, u32, u64)> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let facts = statx(at, path, flags, StatxFlags::INO).ok()?;
+    Some((facts.stx_dev_major, facts.stx_dev_minor, facts.stx_ino))
 }
 
 #[cfg(test)]
