@@ -105,6 +105,18 @@ pub fn set_path(path: &Path, label: &str) -> io::Result<bool> {
     }
 }
 
+/// Gives the root of a mounted file system, which need not be attached, a label. For file systems that no mount option
+/// labels. Needs no /proc.
+///
+/// # Errors
+/// As [`set_path`]; Unsupported if the file system has no labels.
+pub fn set_root(mount: BorrowedFd<'_>, label: &str) -> io::Result<()> {
+    check(label)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(mount, c".", flags, Mode::empty())?;
+    Ok(rustix::fs::fsetxattr(&root, XATTR, label.as_bytes(), XattrFlags::empty())?)
+}
+
 /// The label of an open file, which may have been opened with O_PATH.
 fn label_of(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<u8>> {
     let mut buffer = [0; MAX_LABEL];

@@ -1,6 +1,6 @@
 //! The container's own file systems: those that are created for it and show its namespaces, its devices or its cgroups.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use sys::mount::{self, Attributes, FsOption};
 use wire::{CgroupPlan, MountKind, MountPlan};
@@ -30,13 +30,20 @@ impl Cgroups {
 }
 
 /// Creates the file system of a mount that has no source on the host. Where the kernel lets a file system have one SELinux
-/// label, it has `label`. The files of the others show namespaces, and policies know their labels.
+/// label, it has `label`, and so has the folder of message queues. The files of the others show namespaces, and policies
+/// know their labels.
 pub(super) fn create(plan: &MountPlan, cgroups: Cgroups, label: &str) -> std::io::Result<OwnedFd> {
     let attributes = attributes(plan);
     match &plan.kind {
         MountKind::Proc => mount::create("proc", &[FsOption::Value("source", "proc")], attributes),
         MountKind::Sysfs => mount::create("sysfs", &[FsOption::Value("source", "sysfs")], attributes),
-        MountKind::Mqueue => mount::create("mqueue", &[FsOption::Value("source", "mqueue")], attributes),
+        MountKind::Mqueue => {
+            let queues = mount::create("mqueue", &[FsOption::Value("source", "mqueue")], attributes)?;
+            if !label.is_empty() {
+                sys::selinux::set_root(queues.as_fd(), label)?;
+            }
+            Ok(queues)
+        }
         MountKind::Devpts => {
             let mut options = vec![
                 FsOption::Value("source", "devpts"),
