@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Fault, Faulty, Node, two_layers};
+use common::{Codec, Fault, Faulty, Node, build, tar, two_layers};
 use image::{Auth, Error};
 
 const BASIC: &str = "Basic dXNlcjpzZWNyZXQ=";
@@ -248,6 +248,23 @@ async fn what_is_known_by_digest_is_not_fetched_again() {
     registry.shared.lock().unwrap().basic = Some(BASIC.into());
     assert!(matches!(node.store.pull(&by_digest, None).await, Err(Error::Unauthorized { .. })));
     node.store.pull(&by_digest, Some(user())).await.unwrap();
+}
+
+/// A host, such as a mirror, cannot give another image that the node has for a digest.
+#[tokio::test]
+async fn a_digest_is_not_replaced_by_the_answer_to_head() {
+    let (registry, node) = (Faulty::start().await, Node::new());
+    let (old, new) = (build(&[(tar(&[("a", b"old")]), Codec::Gzip)], "1"), two_layers());
+    let mut references = Vec::new();
+    for image in [&old, &new] {
+        let name = registry.push("a/b", "v", image);
+        references.push(format!("{}@{}", name.trim_end_matches(":v"), image.digest()));
+        assert_eq!(node.store.pull(&references[references.len() - 1], None).await.unwrap().id, image.config);
+    }
+    let manifest = (old.manifest.clone(), common::MANIFEST.to_owned());
+    registry.shared.lock().unwrap().manifests.insert(format!("a/b/manifests/{}", new.digest()), manifest);
+    let pulled = node.store.pull(&references[1], None).await;
+    assert!(matches!(pulled, Err(Error::Corrupt { .. })), "{pulled:?}");
 }
 
 /// A mirror that cannot be reached is asked once, by the first of several pulls.

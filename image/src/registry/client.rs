@@ -153,14 +153,19 @@ impl Registry {
         };
         let (path, accept) = (self.path(Kind::Manifests, &name), ACCEPT.join(", "));
         let head = Get { path: &path, accept: &accept, range: None, verified: false, head: true };
-        let is_tag = matches!(self.reference.selector(), Selector::Tag(_));
+        let (is_tag, wanted) = match self.reference.selector() {
+            Selector::Tag(_) => (true, None),
+            Selector::Digest(digest) => (false, Some(*digest)),
+        };
         let (hosts, mut faults) = self.hosts(|host| host.pull && (host.resolve || !is_tag));
         for (endpoint, is_last) in hosts {
             let result = self.retried((endpoint, is_last), || async {
                 match self.get(endpoint, &head).await {
                     Ok(response) => {
                         let digest = response.headers().get("docker-content-digest");
-                        Ok(digest.and_then(|digest| Digest::parse(digest.to_str().ok()?)))
+                        let digest = digest.and_then(|digest| Digest::parse(digest.to_str().ok()?));
+                        // A host must not replace the digest of a reference. The answer to GET is verified.
+                        Ok(digest.filter(|digest| wanted.is_none_or(|wanted| *digest == wanted)))
                     }
                     Err(fault @ Fault::Transient { .. }) => Err(fault),
                     // Not all hosts support HEAD, and the answer to GET has the reason.

@@ -40,6 +40,16 @@ impl fmt::Debug for DockerConfig {
     }
 }
 
+/// The file is no such JSON. The text has no value of it: serde's would show a password of the wrong type.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "not the JSON of Docker's config.json, or a value of the wrong type, at line {line}, column {column}"
+)]
+pub(crate) struct Malformed {
+    line: usize,
+    column: usize,
+}
+
 /// Where a registry's credentials are.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -52,8 +62,9 @@ pub(crate) enum Source {
 }
 
 impl DockerConfig {
-    pub(crate) fn parse(bytes: &[u8]) -> serde_json::Result<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
         serde_json::from_slice(bytes)
+            .map_err(|error| Malformed { line: error.line(), column: error.column() })
     }
 
     /// Where the credentials for a repository may be, in the order to ask: the helper of the registry, the helper for
@@ -244,6 +255,14 @@ mod tests {
     fn files_that_are_not_of_this_format() {
         for text in ["", "[]", "{\"auths\": 1}", "{\"auths\": {\"x\": \"y\"}}", "{\"credsStore\": 1}"] {
             assert!(DockerConfig::parse(text.as_bytes()).is_err(), "{text}");
+        }
+        for text in [
+            "{\"auths\": {\"r.example\": {\"password\": 271828}}}",
+            "{\"auths\": {\"r.example\": \"a271828\"}}",
+        ] {
+            let error = DockerConfig::parse(text.as_bytes()).unwrap_err();
+            let shown = format!("{error} {error:?}");
+            assert!(shown.contains("line 1") && !shown.contains("271828"), "{shown}");
         }
         assert!(DockerConfig::parse(&[b'['; 1 << 20]).is_err());
         assert!(

@@ -26,6 +26,10 @@ const DIRECTORY: OFlags =
 const MAX_LINKS: usize = 255;
 /// Maximum number of components of one path that are still to be walked. A symlink's target may add 2048.
 const MAX_PENDING: usize = 4096;
+/// Components of symlinks' targets that a layer may have walked, and how many more for each of its entries. Without that
+/// limit an entry of one block could take a million system calls.
+const WALKED: u64 = 1 << 20;
+const WALKED_PER_ENTRY: u64 = 128;
 /// Block size of ext4 and xfs, in bytes, for the estimate of disk space.
 const BLOCK: u64 = 4096;
 
@@ -99,6 +103,8 @@ pub(crate) struct Applier {
     open: Vec<Open>,
     folders: Folders,
     stats: LayerStats,
+    /// What is left of [`WALKED`].
+    may_walk: u64,
 }
 
 /// The result of system calls; an error has the action, for [`ApplyError::System`].
@@ -127,7 +133,8 @@ fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> Step<()> {
 impl Applier {
     /// `root` must be an empty folder that nothing else writes to.
     pub(crate) fn new(root: OwnedFd) -> Self {
-        Self { root, open: Vec::new(), folders: Folders::new(), stats: LayerStats::default() }
+        let (folders, stats) = (Folders::new(), LayerStats::default());
+        Self { root, open: Vec::new(), folders, stats, may_walk: WALKED }
     }
 
     /// Writes the whole archive.
@@ -143,6 +150,7 @@ impl Applier {
             if entries > max_entries || self.stats.inodes > max_entries {
                 return Err(ApplyError::TooMany(max_entries));
             }
+            self.may_walk += WALKED_PER_ENTRY;
             self.entry(&entry, archive)?;
         }
         self.finish()
@@ -258,7 +266,10 @@ impl Applier {
             self.open.clear();
         }
         let parts = target.split(|b| *b == b'/').filter(|part| !matches!(part, [] | [b'.']));
+        let before = pending.len();
         pending.extend(parts.rev().map(<[u8]>::to_vec));
+        let walked = 1 + (pending.len() - before) as u64;
+        self.may_walk = self.may_walk.checked_sub(walked).ok_or((ENTER, Errno::LOOP))?;
         if pending.len() > MAX_PENDING { Err((ENTER, Errno::NAMETOOLONG)) } else { Ok(()) }
     }
 

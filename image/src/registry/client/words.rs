@@ -14,6 +14,8 @@ const MAX_ERRORS: usize = 4;
 /// and `message`; token servers have `error` with `error_description` (RFC 6749), and Docker Hub's has `details`. A page
 /// in HTML says nothing that the status does not.
 pub(super) fn of(body: &[u8]) -> String {
+    // Azure's storage, to which registries redirect, writes a mark before its XML, which may contain parts of the URL.
+    let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
     let text = String::from_utf8_lossy(body);
     let said = match serde_json::from_str::<Value>(&text) {
         Ok(value) => in_json(&value),
@@ -66,6 +68,7 @@ mod tests {
             ("<html><body>502 Bad Gateway</body></html>", ""),
             (r#"{"errors":[{"code":"CUT"#, ""),
             (r#"{"errors":7}"#, ""),
+            ("\u{feff}<?xml version=\"1.0\"?><Error><Code>AuthenticationFailed</Code></Error>", ""),
             ("{}", ""),
             ("[]", ""),
             ("", ""),

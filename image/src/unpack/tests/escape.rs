@@ -42,6 +42,25 @@ fn nothing_escapes() {
     }
 }
 
+/// The kernel's work for an archive grows with its entries, whatever its symlinks are.
+#[test]
+fn symlinks_do_not_multiply_the_work() {
+    let target = target();
+    let mut archive = Archive::default().dir("d").pax(&[("linkpath", "d/../".repeat(800).as_bytes())]);
+    archive = archive.symlink("l", "x");
+    for number in 0..20 {
+        archive = archive.pax(&[("path", format!("{}{number}", "l/".repeat(250)).as_bytes())]).file("x", "");
+    }
+    let error = run(&archive.end(), &target.folder).unwrap_err();
+    assert!(error.to_string().contains("too many symlinks"), "{error}");
+    // Other archives have one or two on the way to a file.
+    let mut archive = Archive::default().symlink("lib", "usr/lib").symlink("usr/lib", "../opt/a/b/c/d/lib");
+    for number in 0..900 {
+        archive = archive.file(&format!("lib/{number}"), "");
+    }
+    run(&archive.end(), &self::target().folder).unwrap();
+}
+
 /// Names and links that would leave the layer's root are resolved within it.
 #[test]
 #[expect(clippy::too_many_lines, reason = "a table of cases")]
