@@ -188,7 +188,7 @@ async fn deletion_without_configuration(cx: Context) -> Result<()> {
 }
 
 /// What verbose Status tells of networks that are still to be released.
-async fn releases(cx: &Context) -> Result<Value> {
+pub(super) async fn releases(cx: &Context) -> Result<Value> {
     let request = StatusRequest { verbose: true };
     let info = cx.cri.runtime.clone().status(request).await?.into_inner().info;
     Ok(serde_json::from_str(info.get("networkReleases").context("verbose Status has no networkReleases")?)?)
