@@ -136,7 +136,7 @@ fn spawn(path: PathBuf) -> io::Result<Started> {
     let process = sys::spawn::spawn(&Program {
         binary: Binary::Path(&path),
         args: &[path.clone(), c"get".to_owned()],
-        env: &child::environment()?,
+        env: &child::environment(child::inherited())?,
         stdio: [Some(stdin.as_fd()), Some(stdout.as_fd()), Some(io::stderr().as_fd())],
         fds: &[],
         cgroup: None,

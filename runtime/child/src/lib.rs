@@ -76,18 +76,22 @@ const NOT_INHERITED: [&str; 9] = [
     "MAINPID",
 ];
 
-/// The daemon's environment for a program that it starts, as `NAME=value`, without what is meant for the daemon alone.
+/// The daemon's environment for a program that it starts, without what is meant for the daemon alone.
+pub fn inherited() -> impl Iterator<Item = (OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| !NOT_INHERITED.iter().any(|own| name == own))
+}
+
+/// An environment as execve(2) takes it, `NAME=value`.
 ///
 /// # Errors
 /// A variable contains a NUL byte.
-pub fn environment() -> io::Result<Vec<CString>> {
-    let inherited = std::env::vars_os().filter(|(name, _)| !NOT_INHERITED.iter().any(|own| name == own));
+pub fn environment(variables: impl IntoIterator<Item = (OsString, OsString)>) -> io::Result<Vec<CString>> {
     let entry = |(mut name, value): (OsString, OsString)| {
         name.push("=");
         name.push(value);
         CString::new(name.into_vec()).map_err(io::Error::from)
     };
-    inherited.map(entry).collect()
+    variables.into_iter().map(entry).collect()
 }
 
 /// Registers a pidfd with the runtime; on an error it is returned.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -192,8 +192,7 @@ fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
 /// memory runs out, and plugins may be large and leave processes. (Its limit of open files is the one that the daemon was
 /// started with, see [`sys::spawn`].)
 fn unprotect(pid: u32) {
-    let read = || std::fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse::<i32>().ok();
-    if read().is_some_and(|own| own < 0)
+    if sys::proc::oom_score_adj(std::process::id()).is_ok_and(|own| own < 0)
         && let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0")
     {
         // It has ended already, mostly.
@@ -201,28 +200,13 @@ fn unprotect(pid: u32) {
     }
 }
 
-/// Variables of the daemon that are meant for it alone: those of its service manager's protocols (sd_notify(3),
-/// sd_watchdog_enabled(3), sd_listen_fds(3)), and those that the CNI specification defines.
-const NOT_INHERITED: [&str; 13] = [
-    "NOTIFY_SOCKET",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_PIDFDID",
-    "LISTEN_FDNAMES",
-    "FDSTORE",
-    "MAINPID",
-    "CNI_CONTAINERID",
-    "CNI_IFNAME",
-    "CNI_ARGS",
-    "CNI_NETNS",
-];
+/// Variables of the CNI specification, which depend on the call.
+const NOT_INHERITED: [&str; 4] = ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_ARGS", "CNI_NETNS"];
 
 /// The daemon's environment, and the variables of the CNI specification.
 fn environment(call: &Call) -> io::Result<Vec<CString>> {
     let search = std::env::join_paths(&call.bin_dirs).map_err(io::Error::other)?;
-    let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    let mut env: BTreeMap<OsString, OsString> = child::inherited().collect();
     for name in NOT_INHERITED {
         env.remove(OsStr::new(name));
     }
@@ -239,12 +223,7 @@ fn environment(call: &Call) -> io::Result<Vec<CString>> {
     if !call.container.is_empty() {
         set("CNI_NETNS", &call.netns);
     }
-    let entry = |(mut name, value): (OsString, OsString)| {
-        name.push("=");
-        name.push(value);
-        CString::new(name.into_vec()).map_err(io::Error::from)
-    };
-    env.into_iter().map(entry).collect()
+    child::environment(env)
 }
 
 /// Reads up to `limit` bytes. With `drain`, further bytes are read and dropped, so that the writer does not block;
