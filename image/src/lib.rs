@@ -24,7 +24,6 @@ mod reference;
 mod registry;
 mod resolve;
 mod store;
-mod top;
 mod transfers;
 mod unpack;
 

@@ -10,7 +10,6 @@ use crate::manifest::{self, Candidate, Config, Descriptor, Document, Host};
 use crate::reference::Digest;
 use crate::registry::{Fetched, Registry};
 use crate::store::Store;
-use crate::top::top;
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -138,6 +137,18 @@ async fn stored(store: &Arc<Store>, digest: Digest, limit: u64) -> Result<Option
     let bytes = blocking(move || store.document(&digest, limit)).await?;
     // The store does not know its content type. A document without a media type is told by its members.
     Ok(bytes.map(|bytes| Fetched { digest, content_type: String::new(), bytes: bytes.into() }))
+}
+
+/// What the reference names now. If the store knows the name, the registry is first asked for the digest alone: registries
+/// count how often manifests are fetched.
+async fn top(registry: &Registry, store: &Arc<Store>) -> Result<Fetched> {
+    if store.published().find(&registry.reference().to_string()).is_some()
+        && let Some(digest) = registry.current_digest().await?
+        && let Some(stored) = stored(store, digest, manifest::MAX_MANIFEST).await?
+    {
+        return Ok(stored);
+    }
+    registry.resolve(manifest::MAX_MANIFEST).await
 }
 
 /// A manifest or index, from the store or the registry.

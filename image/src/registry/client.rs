@@ -147,36 +147,28 @@ impl Registry {
     /// for a reference with a digest: the answer shows that the caller has access. `None` if no host tells it; then the
     /// manifest must be fetched.
     pub(crate) async fn current_digest(&self) -> Result<Option<Digest>> {
-        let name = match self.reference.selector() {
-            Selector::Tag(tag) => tag.to_owned(),
-            Selector::Digest(digest) => digest.to_string(),
+        let (name, wanted) = match self.reference.selector() {
+            Selector::Tag(tag) => (tag.to_owned(), None),
+            Selector::Digest(digest) => (digest.to_string(), Some(*digest)),
         };
         let (path, accept) = (self.path(Kind::Manifests, &name), ACCEPT.join(", "));
         let head = Get { path: &path, accept: &accept, range: None, verified: false, head: true };
-        let (is_tag, wanted) = match self.reference.selector() {
-            Selector::Tag(_) => (true, None),
-            Selector::Digest(digest) => (false, Some(*digest)),
-        };
-        let (hosts, mut faults) = self.hosts(|host| host.pull && (host.resolve || !is_tag));
-        for (endpoint, is_last) in hosts {
-            let result = self.retried((endpoint, is_last), || async {
-                match self.get(endpoint, &head).await {
-                    Ok(response) => {
-                        let digest = response.headers().get("docker-content-digest");
-                        let digest = digest.and_then(|digest| Digest::parse(digest.to_str().ok()?));
-                        // A host must not replace the digest of a reference. The answer to GET is verified.
-                        Ok(digest.filter(|digest| wanted.is_none_or(|wanted| *digest == wanted)))
-                    }
-                    Err(fault @ Fault::Transient { .. }) => Err(fault),
-                    // Not all hosts support HEAD, and the answer to GET has the reason.
-                    Err(_) => Ok(None),
+        let head = &head;
+        let ask = |endpoint| async move {
+            match self.get(endpoint, head).await {
+                Ok(response) => {
+                    let digest = response.headers().get("docker-content-digest");
+                    let digest = digest.and_then(|digest| Digest::parse(digest.to_str().ok()?));
+                    // A host must not replace the digest of a reference. The answer to GET is verified.
+                    Ok(digest.filter(|digest| wanted.is_none_or(|wanted| *digest == wanted)))
                 }
-            });
-            if let Some(digest) = self.served(endpoint, result.await, &mut faults) {
-                return Ok(digest);
+                Err(fault @ Fault::Transient { .. }) => Err(fault),
+                // Not all hosts support HEAD, and the answer to GET has the reason.
+                Err(_) => Ok(None),
             }
-        }
-        Err(faults.into_error(None))
+        };
+        let may_serve = |host: &Host| host.pull && (host.resolve || wanted.is_some());
+        Ok(self.first_served(may_serve, None, ask).await?.1)
     }
 
     /// Fetches the manifest or index of the reference, of at most `limit` bytes.
@@ -227,29 +219,41 @@ impl Registry {
         let verified = expected.is_some();
         let get = Get { path: &path, accept: &accept, range: None, verified, head: false };
         let object = expected.map(|digest| format!("{}/{digest}", kind.segment()));
-        let (hosts, mut faults) = self.hosts(|host| host.pull && (verified || host.resolve));
+        let get = &get;
+        let fetch = |endpoint| async move {
+            let response = self.get(endpoint, get).await?;
+            let header = |name: &str| {
+                let value = response.headers().get(name).and_then(|value| value.to_str().ok());
+                value.unwrap_or_default().to_owned()
+            };
+            let (content_type, claimed) = (header("content-type"), header("docker-content-digest"));
+            let bytes = self.read_all(response, limit).await?;
+            let wanted = expected.copied().or_else(|| Digest::parse(&claimed));
+            let digest = wanted.map_or_else(|| Digest::of(&bytes), |wanted| wanted.same_of(&bytes));
+            if let Some(wanted) = wanted
+                && wanted != digest
+            {
+                return Err(Fault::Corrupt(format!(
+                    "the digest of the content is {digest} instead of {wanted}"
+                )));
+            }
+            Ok(Fetched { digest, content_type, bytes })
+        };
+        Ok(self.first_served(|host| host.pull && (verified || host.resolve), object, fetch).await?.1)
+    }
+
+    /// What the first host that serves it has served, and which one that is. `object` is what is wanted, for errors.
+    async fn first_served<'a, T, F: Future<Output = Result<T, Fault>>>(
+        &'a self,
+        may_serve: impl Fn(&Host) -> bool,
+        object: Option<String>,
+        try_once: impl Fn(&'a Endpoint) -> F,
+    ) -> Result<(&'a Endpoint, T)> {
+        let (hosts, mut faults) = self.hosts(may_serve);
         for (endpoint, is_last) in hosts {
-            let result = self.retried((endpoint, is_last), || async {
-                let response = self.get(endpoint, &get).await?;
-                let header = |name: &str| {
-                    let value = response.headers().get(name).and_then(|value| value.to_str().ok());
-                    value.unwrap_or_default().to_owned()
-                };
-                let (content_type, claimed) = (header("content-type"), header("docker-content-digest"));
-                let bytes = self.read_all(response, limit).await?;
-                let wanted = expected.copied().or_else(|| Digest::parse(&claimed));
-                let digest = wanted.map_or_else(|| Digest::of(&bytes), |wanted| wanted.same_of(&bytes));
-                if let Some(wanted) = wanted
-                    && wanted != digest
-                {
-                    return Err(Fault::Corrupt(format!(
-                        "the digest of the content is {digest} instead of {wanted}"
-                    )));
-                }
-                Ok(Fetched { digest, content_type, bytes })
-            });
-            if let Some(fetched) = self.served(endpoint, result.await, &mut faults) {
-                return Ok(fetched);
+            let result = self.retried((endpoint, is_last), || try_once(endpoint)).await;
+            if let Some(found) = self.served(endpoint, result, &mut faults) {
+                return Ok((endpoint, found));
             }
         }
         Err(faults.into_error(object))

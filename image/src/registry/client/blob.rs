@@ -98,43 +98,40 @@ impl<'a> Blob<'a> {
         let range = (self.offset > 0).then_some(self.offset);
         let get = Get { path: &path, accept: "*/*", range, verified: true, head: false };
         let object = Some(format!("blobs/{}", self.wanted.digest));
-        let (hosts, mut faults) = registry.hosts(|host| host.pull);
-        for (endpoint, is_last) in hosts {
-            let result = registry.retried((endpoint, is_last), || registry.get(endpoint, &get)).await;
-            let result = result.and_then(|response| Ok((self.overlap(&response)?, response.into_body())));
-            if let Some((skip, body)) = registry.served(endpoint, result, &mut faults) {
-                let before = self.sender.filter(|(before, _)| std::ptr::eq(*before, endpoint));
-                (self.skip, self.sender) = (skip, Some((endpoint, before.map_or(0, |(_, breaks)| breaks))));
-                return Ok(body);
-            }
-        }
-        Err(faults.into_error(object))
-    }
-
-    /// Number of bytes at the start of this response that were already returned: 0 if the host honours the range. Fails
-    /// if the response does not continue the transfer.
-    fn overlap(&self, response: &Response<Incoming>) -> Result<u64, Fault> {
-        let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let skip = if response.status() == StatusCode::PARTIAL_CONTENT {
-            let start =
-                header(CONTENT_RANGE).and_then(|range| range.strip_prefix("bytes ")?.split('-').next());
-            let start = start.and_then(|start| start.parse::<u64>().ok());
-            match start.and_then(|start| self.offset.checked_sub(start)) {
-                Some(skip) => skip,
-                None => {
-                    return Err(Fault::Corrupt("the response has another range than requested".to_owned()));
-                }
-            }
-        } else {
-            self.offset
+        let (get, offset, size) = (&get, self.offset, self.wanted.size);
+        let request = |endpoint| async move {
+            let response = registry.get(endpoint, get).await?;
+            Ok((overlap(&response, offset, size)?, response.into_body()))
         };
-        let length = header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
-        let wanted = self.wanted.size - self.offset + skip;
-        if length.is_some_and(|length| length != wanted) {
-            let reason =
-                format!("{} bytes instead of {wanted}, as the manifest states", length.unwrap_or_default());
-            return Err(Fault::Corrupt(reason));
-        }
-        Ok(skip)
+        let (endpoint, (skip, body)) = registry.first_served(|host| host.pull, object, request).await?;
+        let before = self.sender.filter(|(before, _)| std::ptr::eq(*before, endpoint));
+        (self.skip, self.sender) = (skip, Some((endpoint, before.map_or(0, |(_, breaks)| breaks))));
+        Ok(body)
     }
+}
+
+/// Number of bytes at the start of this response that were already returned, of a blob of `size` of which `offset` were:
+/// 0 if the host honours the range. Fails if the response does not continue the transfer.
+fn overlap(response: &Response<Incoming>, offset: u64, size: u64) -> Result<u64, Fault> {
+    let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let skip = if response.status() == StatusCode::PARTIAL_CONTENT {
+        let start = header(CONTENT_RANGE).and_then(|range| range.strip_prefix("bytes ")?.split('-').next());
+        let start = start.and_then(|start| start.parse::<u64>().ok());
+        match start.and_then(|start| offset.checked_sub(start)) {
+            Some(skip) => skip,
+            None => {
+                return Err(Fault::Corrupt("the response has another range than requested".to_owned()));
+            }
+        }
+    } else {
+        offset
+    };
+    let length = header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
+    let wanted = size - offset + skip;
+    if length.is_some_and(|length| length != wanted) {
+        let reason =
+            format!("{} bytes instead of {wanted}, as the manifest states", length.unwrap_or_default());
+        return Err(Fault::Corrupt(reason));
+    }
+    Ok(skip)
 }
