@@ -16,8 +16,6 @@ pub(super) const SETTINGS_KEYS: [&str; 7] =
     ["capabilities", "skip_verify", "ca", "client", "override_path", "header", "dial_timeout"];
 /// Maximum characters of an unknown key in an error.
 const MAX_KEY: usize = 60;
-/// Maximum number of edits (strsim's optimal string alignment) between a misspelt key and the one that is suggested.
-const MAX_DISTANCE: usize = 3;
 /// Maximum time for a connection: after that the kernel has given up (tcp_syn_retries).
 const MAX_DIAL: Duration = Duration::from_secs(300);
 
@@ -182,10 +180,8 @@ fn unknown_key(key: &str, known: &[&str], place: &str) -> Problem {
     if key == "rewrite" {
         return Problem::Rewrite { place };
     }
-    let distance = |name: &&str| strsim::osa_distance(&key, name);
-    let near = known.iter().copied().map(|name| (distance(&name), name)).min();
-    let hint = match near.filter(|(distance, name)| *distance <= MAX_DISTANCE.min(name.len() / 2)) {
-        Some((_, name)) => format!("the nearest one is {name}"),
+    let hint = match shallow_toml::nearest(&key, known.iter().copied()) {
+        Some(name) => format!("the nearest one is {name}"),
         None => format!("there are {}", known.join(", ")),
     };
     Problem::UnknownKey { key, place, hint }

@@ -1,4 +1,4 @@
-//! Parses TOML of a limited depth.
+//! Parses TOML of a limited depth, and finds the name that a misspelt key was meant to be.
 //!
 //! serde recurses into nested values, and dropping them recurses too. A text of dotted keys can nest thousands of
 //! levels, which the parser accepts, and which overflows the 512 KiB stack of a lane's thread. So the depth is checked,
@@ -25,6 +25,21 @@ pub fn parse(text: &str) -> (Result<DeTable<'_>, Spanned<String>>, Vec<Error>) {
         }
     };
     (parsed, errors)
+}
+
+/// Maximum number of edits (strsim's optimal string alignment) between a misspelt name and the suggested one.
+const MAX_DISTANCE: usize = 3;
+/// Maximum length in bytes of a name that is compared: a key can have a megabyte.
+const MAX_COMPARED: usize = 64;
+
+/// The name that was probably meant by one that is not among `names`.
+pub fn nearest<'a>(given: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if given.len() > MAX_COMPARED {
+        return None;
+    }
+    let distances = names.into_iter().map(|name| (strsim::osa_distance(given, name), name));
+    let near = distances.filter(|(distance, name)| *distance <= MAX_DISTANCE.min(name.len() / 2));
+    near.min().map(|(_, name)| name)
 }
 
 /// Whether a value has at most `levels` levels of tables and arrays. Recurses no deeper than that.

@@ -223,24 +223,14 @@ pub(super) fn is_key(name: &str) -> bool {
         || NAMED.iter().any(|named| name.strip_prefix(named.name).is_some_and(|rest| rest.starts_with('.')))
 }
 
-/// Maximum number of edits (strsim's optimal string alignment) between a misspelt name and the suggested one.
-const MAX_DISTANCE: usize = 3;
-/// Maximum length in bytes of a name that is compared with those of the list.
-const MAX_COMPARED: usize = 64;
-
 /// The report for a key that is not in the list, with the name that was probably meant.
 pub(super) fn unknown(given: &str) -> String {
     let keys = || KEYS.iter().map(|key| key.name);
     let tables =
         keys().filter_map(|name| Some(name.split_once('.')?.0)).chain(NAMED.iter().map(|named| named.name));
-    let near = |name: &'static str| {
-        // A long name is not compared, because it can have a megabyte.
-        let distance = (given.len() <= MAX_COMPARED).then(|| strsim::osa_distance(given, name))?;
-        (distance <= MAX_DISTANCE.min(name.len() / 2)).then_some((distance, name))
-    };
     // The right name in the wrong table.
     let misplaced = || keys().find(|name| name.rsplit('.').next() == given.rsplit('.').next());
-    match keys().chain(tables).filter_map(near).min().map(|(_, name)| name).or_else(misplaced) {
+    match shallow_toml::nearest(given, keys().chain(tables)).or_else(misplaced) {
         Some(name) => format!("unknown key; the nearest name is {name}"),
         None => "unknown key; `copepod config default` lists all".to_owned(),
     }
