@@ -147,6 +147,15 @@ VM_LIMIT ?= 14400
 # For how many seconds the guest may be silent: longer than its longest test.
 VM_SILENCE ?= 2400
 VM_RUN = $(BIN)/integration vm --image $(VM_IMAGE) --files $(BIN) $(if $(VM_DEB),--deb $(VM_DEB)) --kernel "$(VM_KERNEL)"
+# With time limits for tests.
+VM_TEST = $(VM_RUN) --env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --limit $(VM_LIMIT) --silence $(VM_SILENCE)
+# In the guest: the test program with these arguments, once with each driver.
+define with-each-driver
+for driver in $(VM_DRIVER); do \
+			echo "== cgroup driver $$driver"; \
+			COPEPOD_TEST_CGROUP_DRIVER=$$driver bin/integration $(1) || exit; \
+		done
+endef
 
 vm-image: vm-deps ## Make the guest, a Debian of VM_RELEASE, if it has not been made (root)
 	@[ -e $(VM_IMAGE)/disk ] || { rm -rf $(TARGET)/vm/$(VM_NAME)-*; VM_POLICY=$(VM_POLICY) integration/vm/image.sh $(VM_IMAGE); }
@@ -155,11 +164,8 @@ vm: build harness grpcio clientgo vm-image ## A shell in a guest with what was b
 	$(VM_RUN) --shell
 
 test-vm: build harness grpcio clientgo vm-image ## Black-box tests in a guest: Debian 13, cgroup v2, systemd (root); FILTER=substring VM_DRIVER="cgroupfs systemd" VM_RELEASE VM_KERNEL VM_DEB
-	$(VM_RUN) --env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --limit $(VM_LIMIT) --silence $(VM_SILENCE) --run ' \
-		for driver in $(VM_DRIVER); do \
-			echo "== cgroup driver $$driver"; \
-			COPEPOD_TEST_CGROUP_DRIVER=$$driver bin/integration test --bin-dir bin $(if $(FILTER),--filter "$(FILTER)") || exit; \
-		done'
+	$(VM_TEST) --run ' \
+		$(call with-each-driver,test --bin-dir bin $(if $(FILTER),--filter "$(FILTER)"))'
 
 # What CI has time for: limits, device rules and what runc does, each with both drivers.
 VM_SMOKE := pod::,resources::,update::,same_as_runc::,leaf::,confinement::devices,apparmor::,scopes::
@@ -184,11 +190,8 @@ test-vm-selinux: build harness grpcio clientgo ## SELinux tests in a guest that 
 		done'
 
 test-vm-node: build harness kubelet vm-image ## test-node in a guest (root); FILTER=substring VM_DRIVER="systemd cgroupfs" VM_RELEASE VM_KERNEL
-	$(VM_RUN) --files $(KUBELET) --env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --limit $(VM_LIMIT) --silence $(VM_SILENCE) --run ' \
-		for driver in $(VM_DRIVER); do \
-			echo "== cgroup driver $$driver"; \
-			COPEPOD_TEST_CGROUP_DRIVER=$$driver bin/integration node-test --bin-dir bin --kubelet kubelet $(if $(FILTER),--filter $(FILTER)) || exit; \
-		done'
+	$(VM_TEST) --files $(KUBELET) --run ' \
+		$(call with-each-driver,node-test --bin-dir bin --kubelet kubelet $(if $(FILTER),--filter $(FILTER)))'
 # systemd is what kubelet has on nearly every node with cgroup v2.
 test-vm-node: VM_DRIVER = systemd
 
@@ -196,8 +199,7 @@ test-vm-node: VM_DRIVER = systemd
 package = $(TARGET)/debian/copepod_$(1)_amd64.deb
 
 test-vm-guide: deb harness kubelet vm-image ## docs/kubernetes.md, executed in a guest that is rebooted afterwards (root)
-	$(VM_RUN) --files $(call package,$(DEB_VERSION)) --files $(KUBELET) --files docs/kubernetes.md \
-		--env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --limit $(VM_LIMIT) --silence $(VM_SILENCE) --run \
+	$(VM_TEST) --files $(call package,$(DEB_VERSION)) --files $(KUBELET) --files docs/kubernetes.md --run \
 		'bin/integration guide-test --page kubernetes.md --package copepod_$(DEB_VERSION)_amd64.deb --kubelet kubelet'
 
 # The second package of test-vm-package: the same programs, as another revision of Debian's.
@@ -206,8 +208,7 @@ DEB_NEXT = $(firstword $(subst -, ,$(DEB_VERSION)))-9
 test-vm-package: harness vm-image ## Installation, upgrade, downgrade, faults, removal and purge of the package in a guest (root)
 	$(MAKE) --no-print-directory deb
 	$(MAKE) --no-print-directory deb DEB_VERSION=$(DEB_NEXT)
-	$(VM_RUN) --files $(call package,$(DEB_VERSION)) --files $(call package,$(DEB_NEXT)) \
-		--env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --limit $(VM_LIMIT) --silence $(VM_SILENCE) --run \
+	$(VM_TEST) --files $(call package,$(DEB_VERSION)) --files $(call package,$(DEB_NEXT)) --run \
 		'bin/integration package-test --old copepod_$(DEB_VERSION)_amd64.deb --new copepod_$(DEB_NEXT)_amd64.deb'
 
 # critest is part of a cri-tools release (sigs.k8s.io/cri-tools); its own image names are served by the tests' registry.
@@ -217,11 +218,8 @@ conformance: critest deps build harness ## critest of cri-tools with SPDY and We
 	$(BIN)/integration conformance --bin-dir $(BIN) --critest $(CRITEST) --reports $(TARGET)/conformance $(if $(SEED),--seed $(SEED))
 
 test-vm-conformance: critest build harness vm-image ## critest in a guest, where AppArmor is on (root); CRITEST=path SEED=number VM_DRIVER
-	$(VM_RUN) --files $(CRITEST) --env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --limit $(VM_LIMIT) --silence $(VM_SILENCE) --run ' \
-		for driver in $(VM_DRIVER); do \
-			echo "== cgroup driver $$driver"; \
-			COPEPOD_TEST_CGROUP_DRIVER=$$driver bin/integration conformance --bin-dir bin --critest ./critest --reports /var/tmp/$$driver $(if $(SEED),--seed $(SEED)) || exit; \
-		done'
+	$(VM_TEST) --files $(CRITEST) --run ' \
+		$(call with-each-driver,conformance --bin-dir bin --critest ./critest --reports /var/tmp/$$driver $(if $(SEED),--seed $(SEED)))'
 
 critest:
 	@[ -x "$(CRITEST)" ] || { \

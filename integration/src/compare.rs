@@ -163,9 +163,7 @@ pub(crate) async fn runc(cx: &Context, case: &Case, cgroup_parent: &str) -> Resu
     if let Some(root) = case.mapping {
         std::os::unix::fs::chown(&rootfs, Some(root), Some(root))?;
     }
-    let archive = bundle.join("layer.tar.gz");
-    fs::write(&archive, &cx.fixture.layers.busybox.blob.bytes)?;
-    command("tar", &["-xzf", &archive.display().to_string(), "-C", &rootfs.display().to_string()])?;
+    unpack_busybox(cx, &bundle)?;
     fs::write(bundle.join("config.json"), spec(case, cgroup_parent, &id)?.to_string())?;
     let state = bundle.join("state").display().to_string();
     let folder = bundle.display().to_string();
@@ -185,6 +183,14 @@ pub(crate) async fn runc(cx: &Context, case: &Case, cgroup_parent: &str) -> Resu
         outcome
     });
     crate::wait::timeout(crate::wait::secs(30), work).await.context("runc took over 30 s")??
+}
+
+/// Fills the root of a bundle with the image that tests use most.
+fn unpack_busybox(cx: &Context, bundle: &Path) -> Result<()> {
+    let (archive, rootfs) = (bundle.join("layer.tar.gz"), bundle.join("rootfs"));
+    fs::create_dir_all(&rootfs)?;
+    fs::write(&archive, &cx.fixture.layers.busybox.blob.bytes)?;
+    command("tar", &["-xzf", &archive.display().to_string(), "-C", &rootfs.display().to_string()]).map(drop)
 }
 
 fn report(child: &mut std::process::Child, state: &str, id: &str) -> Result<Reference> {

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::{default_caps, host_caps};
+use super::{default_caps, host_caps, unpack_busybox};
 use crate::cgroup::{self, Driver};
 use crate::context::Context;
 use crate::expect::ensure;
@@ -169,11 +169,7 @@ pub(crate) async fn reference(cx: &Context, runtime: Runtime, case: &Case) -> Re
     let id = format!("reference{}", unique());
     let parent = crate::shapes::below_parent(&id);
     let bundle = cx.volume(&id)?;
-    let rootfs = bundle.join("rootfs");
-    fs::create_dir_all(&rootfs)?;
-    let archive = bundle.join("layer.tar.gz");
-    fs::write(&archive, &cx.fixture.layers.busybox.blob.bytes)?;
-    command("tar", &["-xzf", &archive.display().to_string(), "-C", &rootfs.display().to_string()])?;
+    unpack_busybox(cx, &bundle)?;
     fs::write(bundle.join("config.json"), spec(case, &parent, &id)?.to_string())?;
     let privileged = case.privileged;
     let work = tokio::task::spawn_blocking(move || {
