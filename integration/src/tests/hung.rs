@@ -5,11 +5,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use cri_api::v1 as api;
 use cri_api::v1::security_profile::ProfileType;
 
 use crate::context::{Context, Pod};
 use crate::expect::ensure;
-use crate::fuse::Hang;
+use crate::fuse::{Hang, Stuck};
 use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, seccomp};
@@ -21,6 +22,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(a_hung_log_disk).own().limit(120),
         test!(a_full_stderr).own().limit(120),
         test!(output_of_many_execs_is_bounded).own().limit(120),
+        test!(an_exec_of_a_program_on_a_dead_disk).own().limit(120),
     ]
 }
 
@@ -236,4 +238,38 @@ async fn output_of_many_execs_is_bounded(cx: Context) -> Result<()> {
         cx.cri.exec_sync(&id, &["/bin/sh", "-c", "dd if=/dev/zero bs=1M count=15 2>/dev/null"], 60).await?;
     ensure!(out.stdout.len() == 15 << 20, "of 15 MiB {} bytes were received", out.stdout.len());
     Ok(())
+}
+
+/// execve reads the program's first page, which never arrives. The kernel lets nobody end that wait, but the process has
+/// its SIGKILL then and ends with the wait.
+async fn an_exec_of_a_program_on_a_dead_disk(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let place = cx.volume("dead")?;
+    let stuck = Stuck::mount(&place)?;
+    let config = cx.sleeper("app").mount(&place, "/dead", true, api::MountPropagation::PropagationPrivate);
+    let tried = async {
+        let id = cx.start(&pod, &config).await?;
+        let init = cx.pid(&id).await?;
+        let shim = proc::one(init).context("init has ended")?.parent;
+        let before = proc::children(shim).len();
+        let begun = Instant::now();
+        let refused = cx.cri.exec_sync(&id, &["/dead/program"], 1).await;
+        ensure!(refused.is_err(), "an exec of a program that cannot be read: {refused:?}");
+        ensure!(begun.elapsed() < wait::longer(STUCK), "the time limit of 1 s took {:?}", begun.elapsed());
+        ensure!(stuck.is_read(), "the program was not read");
+        let left: Vec<_> = proc::children(shim).into_iter().filter(|p| p.pid != init).collect();
+        for process in left {
+            let status = proc::status(process.pid)?;
+            let pending = status.get("ShdPnd").and_then(|bits| u64::from_str_radix(bits, 16).ok());
+            let killed = pending.is_some_and(|bits| bits & (1 << 8) != 0);
+            ensure!(killed || process.comm == "pause", "{process:?} was not killed: {status:?}");
+        }
+        cx.exec_works(&id).await?;
+        Ok((id, shim, before))
+    }
+    .await;
+    drop(stuck);
+    let (id, shim, before) = tried?;
+    wait::until_true("the process to end", secs(10), || proc::children(shim).len() == before).await?;
+    cx.exec_works(&id).await
 }

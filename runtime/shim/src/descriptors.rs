@@ -1,6 +1,7 @@
 //! The open descriptors of pause, containers and execs, by the serials of the lifecycle. They are lists, not maps: they
 //! are short, and their memory can be given back.
 
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use sys::namespace::Namespaces;
@@ -93,6 +94,8 @@ impl Descriptors {
 #[derive(Debug, Default)]
 pub(crate) struct Cgroups {
     pub(crate) folders: Vec<OwnedFd>,
+    /// On v1 the file `tasks` of each of them: to open nine files takes a tenth of the time in which an exec joins them.
+    pub(crate) tasks: Vec<OwnedFd>,
     /// They are of v2.
     pub(crate) unified: bool,
     /// Index of its folder in the memory hierarchy; on v2 of its only folder.
@@ -105,6 +108,23 @@ pub(crate) struct Cgroups {
 }
 
 impl Cgroups {
+    /// What an exec joins: the folder on v2, the files `tasks` on v1.
+    pub(crate) fn joined(&self) -> &[OwnedFd] {
+        if self.unified { &self.folders } else { &self.tasks }
+    }
+
+    /// Opens what an exec joins.
+    ///
+    /// # Errors
+    /// The errors of openat(2).
+    pub(crate) fn open_tasks(&mut self) -> io::Result<()> {
+        if !self.unified {
+            self.tasks =
+                self.folders.iter().map(|dir| sys::cgroup::tasks(dir.as_fd())).collect::<io::Result<_>>()?;
+        }
+        Ok(())
+    }
+
     /// The folders in which to look for its processes.
     pub(crate) fn folders_with_processes(&self) -> Vec<BorrowedFd<'_>> {
         if self.search_all {

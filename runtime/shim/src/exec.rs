@@ -15,17 +15,20 @@ use crate::failure::{failure, refusal};
 use crate::packet::{Reporter, read_plan};
 use crate::process::{self, OfHost, ProcessKind, Ready};
 
+/// How long a sibling has for execve before the shim is told of it.
+const EXECVE_WAIT: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
 /// Describes the descriptors that are passed to the worker.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Passed {
     /// Number of descriptors of the request: the plan, then stdin, stdout and stderr unless it has a terminal.
     pub(crate) requested: usize,
-    /// Number of the container's cgroup folders, which follow.
+    /// Number of the descriptors by which its cgroups are joined, which follow.
     pub(crate) cgroups: usize,
     /// Kinds of the namespaces that the container was created with, which follow. Init may be in others by now, which
     /// it has created itself, with files of its choice: an exec must not enter those.
     pub(crate) namespaces: Kinds,
-    /// Whether the cgroup folders are of v2.
+    /// Whether they are cgroup folders of v2; on v1 they are files `tasks`.
     pub(crate) unified: bool,
     /// The worker was created in the container's cgroup.
     pub(crate) in_cgroup: bool,
@@ -38,18 +41,23 @@ struct Entered {
     ready: Ready,
     master: Option<OwnedFd>,
     terminal: bool,
+    /// A pipe: this end learns that the sibling has called execve or ended, because that closes the other end.
+    executes: OwnedFd,
+    /// The other end.
+    executed: OwnedFd,
     single: sys::fork::SingleThreaded,
 }
 
 /// Runs in the worker. `passed` describes `fds`.
 pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, passed: Passed) -> i32 {
-    let Entered { ready, master, terminal, single } = match prepare(&reporter, fds, passed) {
-        Ok(entered) => entered,
-        Err(failure) => {
-            reporter.failed(&failure);
-            return 1;
-        }
-    };
+    let Entered { ready, master, terminal, executes, executed, single } =
+        match prepare(&reporter, fds, passed) {
+            Ok(entered) => entered,
+            Err(failure) => {
+                reporter.failed(&failure);
+                return 1;
+            }
+        };
     // In the child these variables are copies, so taking them there leaves the worker's alone.
     let (mut reporter, mut master) = (Some(reporter), master);
     let sibling = sys::clone::sibling(&single, || {
@@ -65,15 +73,24 @@ pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, passed: Passed) -> i32
     });
     let Some(reporter) = reporter else { return 1 };
     match sibling {
-        Ok(child) => match reporter.made(&child, master.as_ref().map(|fd| fd.as_fd())) {
-            Ok(()) => 0,
-            Err(_) => 1,
-        },
+        Ok(child) => {
+            drop(executed);
+            wait_for_execve(executes.as_fd());
+            i32::from(reporter.made(&child, master.as_ref().map(|fd| fd.as_fd())).is_err())
+        }
         Err(error) => {
             reporter.failed(&failure(ErrorKind::Internal, "clone", &error));
             1
         }
     }
+}
+
+/// Waits until the sibling has called execve or ended, at most [`EXECVE_WAIT`]. The shim wakes up for each packet: so it
+/// wakes up once for both events, and not while execve needs the processor, which is 4 % of an exec's time. If execve
+/// hangs, on a dead file system for example, the shim must know the process in order to kill it.
+fn wait_for_execve(executes: BorrowedFd<'_>) {
+    let mut poll = [rustix::event::PollFd::new(&executes, rustix::event::PollFlags::IN)];
+    drop(rustix::event::poll(&mut poll, Some(&EXECVE_WAIT)));
 }
 
 fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result<Entered, wire::Failure> {
@@ -87,8 +104,8 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
     let plan: ExecPlan = read_plan(plan.as_fd())?;
     let single = sys::fork::single_threaded().map_err(at("threads"))?;
     sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
-    for folder in cgroups.iter().filter(|_| !passed.in_cgroup) {
-        join(folder.as_fd(), passed).map_err(at("cgroup"))?;
+    for cgroup in cgroups.iter().filter(|_| !passed.in_cgroup) {
+        join(cgroup.as_fd(), passed).map_err(at("cgroup"))?;
     }
     drop(cgroups);
     // Before the container's namespaces are entered, because it needs the host's /proc.
@@ -121,8 +138,9 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
         sys::fds::set_stdio(stdin.as_fd(), stdout.as_fd(), stderr.as_fd()).map_err(at("stdio"))?;
     }
     drop(streams);
+    let (executes, executed) = sys::scm::pipe().map_err(at("pipe"))?;
     let ready = process::prepare(&plan.process, &plan.user, ProcessKind::Exec, proc, ErrorKind::ExecFailed)?;
-    Ok(Entered { ready, master, terminal: plan.process.terminal, single })
+    Ok(Entered { ready, master, terminal: plan.process.terminal, executes, executed, single })
 }
 
 /// Gives the streams of a container with its own user namespace to the user. `users`: the container has one, as its plan
@@ -142,10 +160,13 @@ fn give_pipes(plan: &ExecPlan, users: bool, streams: &[OwnedFd]) -> Result<(), w
 
 /// Joins the container's cgroup. If the container has moved its processes to cgroups below that, the kernel may allow
 /// processes only there: then the one that init is in, as with runc.
-fn join(folder: BorrowedFd<'_>, passed: Passed) -> io::Result<()> {
-    match sys::cgroup::join(folder, passed.unified) {
-        Err(error) if passed.unified && error.kind() == io::ErrorKind::ResourceBusy => {
-            sys::cgroup::join_below(folder, passed.init)
+fn join(cgroup: BorrowedFd<'_>, passed: Passed) -> io::Result<()> {
+    if !passed.unified {
+        return sys::cgroup::join_by(cgroup);
+    }
+    match sys::cgroup::join(cgroup, true) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            sys::cgroup::join_below(cgroup, passed.init)
         }
         joined => joined,
     }

@@ -68,19 +68,18 @@ pub(crate) fn exec(
     namespaces: &Namespaces,
     init: u32,
 ) -> io::Result<Forked> {
-    let Cgroups { folders, unified, .. } = cgroups;
     let passed = exec::Passed {
         requested: fds.len(),
-        cgroups: folders.len(),
+        cgroups: cgroups.joined().len(),
         namespaces: namespaces.kinds(),
-        unified: *unified,
+        unified: cgroups.unified,
         in_cgroup: false,
         init,
     };
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-    keep.extend(folders.iter().map(|fd| fd.as_fd()));
+    keep.extend(cgroups.joined().iter().map(|fd| fd.as_fd()));
     keep.extend(namespaces.fds());
-    let cgroup = folders.first().filter(|_| *unified).map(|fd| fd.as_fd());
+    let cgroup = cgroups.folders.first().filter(|_| cgroups.unified).map(|fd| fd.as_fd());
     packet::fork(cgroup, &keep, move |reporter, fds, in_cgroup| {
         exec::work(reporter, fds, exec::Passed { in_cgroup, ..passed })
     })

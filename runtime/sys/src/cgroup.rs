@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
 
@@ -66,6 +66,23 @@ pub fn is_unified(dir: BorrowedFd<'_>) -> bool {
 /// are enabled for the cgroups below it ([`join_below`]).
 pub fn join(dir: BorrowedFd<'_>, unified: bool) -> io::Result<()> {
     write(dir, if unified { "cgroup.procs" } else { "tasks" }, "0")
+}
+
+/// Opens the file of a v1 cgroup for [`join_by`].
+///
+/// # Errors
+/// The errors of openat(2).
+pub fn tasks(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    Ok(open(dir, "tasks", OFlags::WRONLY)?.into())
+}
+
+/// [`join`] on v1, by a file that is open. The kernel checks the rights of who opened it.
+///
+/// # Errors
+/// The errors of write(2).
+pub fn join_by(tasks: BorrowedFd<'_>) -> io::Result<()> {
+    // The kernel takes all of it or nothing.
+    Ok(rustix::io::write(tasks, b"0").map(drop)?)
 }
 
 /// Moves the calling process, which must have one thread, to a v2 cgroup below `dir`: the one with the process

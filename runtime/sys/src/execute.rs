@@ -41,8 +41,8 @@ pub mod calls {
         libc::SYS_lseek,
         libc::SYS_restart_syscall,
     ];
-    /// Exec: a new session, its terminal.
-    pub const EXEC: &[i64] = &[libc::SYS_setsid, libc::SYS_ioctl];
+    /// Exec: a new session, its terminal; waiting for its execve.
+    pub const EXEC: &[i64] = &[libc::SYS_setsid, libc::SYS_ioctl, libc::SYS_ppoll];
 }
 
 /// Arguments and environment in execve's format, allocated before a filter may forbid that.

@@ -128,6 +128,8 @@ impl Performer {
                     let Cgroups { unified, memory, freezer, search_all, .. } = &mut container.cgroups;
                     (*unified, *memory) = (uses.unified, uses.memory);
                     (*freezer, *search_all) = (uses.freezer, uses.search_all);
+                    let opened = container.cgroups.open_tasks();
+                    opened.map_err(|error| failure(ErrorKind::Internal, "cgroup", &error))?;
                     container.streams.receive(fds)
                 });
                 Input::Container(serial, ContainerInput::StreamsReceived(outcome))
