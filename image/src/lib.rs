@@ -23,6 +23,7 @@ mod record;
 mod reference;
 mod registry;
 mod resolve;
+mod source;
 mod store;
 mod transfers;
 mod unpack;
