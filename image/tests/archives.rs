@@ -3,9 +3,8 @@
 
 mod common;
 
-use common::{
-    Built, Codec, Faulty, INDEX, MANIFEST, Node, build, digest_of, exported, import, tar, two_layers,
-};
+use common::archives::{exported, import};
+use common::{Built, Codec, Faulty, INDEX, MANIFEST, Node, build, digest_of, tar, two_layers};
 use image::{Compression, Error, ImportProgress};
 use serde_json::json;
 use std::collections::BTreeMap;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Bytes of a layer that are read at once.
-const READ: usize = 128 << 10;
+const READ: usize = 64 << 10;
 
 /// One image of an archive, under one name.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! Images built from scratch, and a registry that misbehaves on request.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+pub mod archives;
 pub mod programs;
 
 use bytes::Bytes;
@@ -19,7 +20,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -435,41 +435,6 @@ impl Node {
         }
         panic!("left behind in {left:?}");
     }
-}
-
-/// Imports an archive, in parts.
-pub async fn import(
-    store: &ImageStore,
-    archive: &[u8],
-    names: &[&str],
-) -> Result<Vec<image::Imported>, image::Error> {
-    let (sender, input) = mpsc::channel(4);
-    let feed = async move {
-        for part in archive.chunks(100_000) {
-            if sender.send(Bytes::copy_from_slice(part)).await.is_err() {
-                break;
-            }
-        }
-    };
-    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-    let progress = image::ImportProgress::default();
-    tokio::join!(store.import(input, &names, &progress), feed).0
-}
-
-/// The archive of an export.
-pub async fn exported(store: &ImageStore, name: &str, compression: image::Compression) -> Vec<u8> {
-    let (output, mut parts) = mpsc::channel::<Bytes>(4);
-    let collect = async move {
-        let mut archive = Vec::new();
-        while let Some(part) = parts.recv().await {
-            archive.extend_from_slice(&part);
-        }
-        archive
-    };
-    let names = [name.to_owned()];
-    let (exported, archive) = tokio::join!(store.export(&names, compression, output), collect);
-    assert_eq!(exported.unwrap().len(), 1);
-    archive
 }
 
 /// An image whose upper layer removes and adds files.

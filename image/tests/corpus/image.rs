@@ -1,6 +1,7 @@
 //! Pulls an image and mounts its layers.
 
-use super::common::{CONFIG, Faulty, LAYER, MANIFEST, Node, digest_of, exported, import};
+use super::common::archives::{exported, import};
+use super::common::{CONFIG, Faulty, LAYER, MANIFEST, Node, digest_of};
 use super::opinion;
 use super::tree::{self, Tree};
 use image::Compression;
