@@ -1,6 +1,6 @@
 //! The Kubernetes container runtime interface, v1: messages, enums and service traits generated from
 //! `proto/api.proto`. No logic lives here. The server half is always built; the Cargo feature `client` adds
-//! the client half for tests and the bench.
+//! the client half, for `copepod image`, tests and the bench.
 
 /// The protobuf package `runtime.v1`.
 // The code is generated, so our lints do not apply.

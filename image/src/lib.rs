@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! pull ──► reference            the image's name
-//!      ──► registry             manifests, config and layers from a mirror or the registry
+//!      ──► source               manifests, config and layers: of a registry or a mirror of it (`registry`), or of an
+//!                               archive that is imported (`archive`)
 //!      ──► resolve, manifest    the image for this node, by way of indexes: its layers, its config
 //!      ──► transfers, unpack    each layer in one pass: download, hash, decompress, hash, write files
 //!      ──► store                makes layers durable and visible, then names the image
@@ -12,10 +13,13 @@
 //! Nothing becomes visible before it is verified and durable, and the name is written last, so a crash leaves only
 //! garbage, which the next start deletes. All content from registries is treated as hostile.
 
+mod archive;
 mod digest;
 mod error;
+mod export;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod import;
 mod lane;
 mod manifest;
 mod pull;
@@ -23,12 +27,16 @@ mod record;
 mod reference;
 mod registry;
 mod resolve;
+mod source;
+mod spool;
 mod store;
 mod transfers;
 mod unpack;
 
 pub use error::Error;
-pub use record::{ConfigDocument, ImageConfig, ImageRecord, Lease, Usage};
+pub use export::{Compression, Exported};
+pub use import::{ImportProgress, Imported};
+pub use record::{ConfigDocument, ImageConfig, ImageRecord, Lease, Pruned, Usage};
 use reference::Reference;
 pub use registry::{InvalidProxy, Proxies};
 
@@ -39,6 +47,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use store::Store;
+use tokio::sync::Semaphore;
+
+/// Maximum number of imports, and of exports, that run at once.
+const MAX_LARGE_FILES: usize = 2;
 
 /// Where the store lives, and its limits. Start from [`Options::new`].
 #[derive(Debug, Clone)]
@@ -114,6 +126,9 @@ impl fmt::Debug for Auth {
 pub struct ImageStore {
     store: Arc<Store>,
     puller: Arc<Puller>,
+    /// Places of imports and of exports, each of which has a large file.
+    imports: Arc<Semaphore>,
+    exports: Arc<Semaphore>,
 }
 
 impl ImageStore {
@@ -125,7 +140,8 @@ impl ImageStore {
     pub fn open(options: Options) -> Result<Self, Error> {
         let store = Arc::new(Store::open(&options.root, &options.pinned)?);
         let puller = Arc::new(Puller::new(Arc::new(options), store.clone()));
-        Ok(Self { store, puller })
+        let places = || Arc::new(Semaphore::new(MAX_LARGE_FILES));
+        Ok(Self { store, puller, imports: places(), exports: places() })
     }
 
     /// The threads for the store's short blocking work, so that the daemon can start them in advance.

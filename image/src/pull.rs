@@ -8,6 +8,7 @@ use crate::record::ImageRecord;
 use crate::reference::{Digest, Reference};
 use crate::registry::{Health, Registry};
 use crate::resolve::{Resolved, resolve};
+use crate::source::Source;
 use crate::store::{NewImage, Pins, Store};
 use crate::transfers::Transfers;
 use crate::unpack::{Expected, unpack};
@@ -29,10 +30,6 @@ const MAX_LAYERS: usize = 128;
 const MAX_LAYER_BYTES: u64 = 64 << 30;
 /// Maximum number of entries in a layer, and of files and folders that it creates.
 const MAX_LAYER_ENTRIES: u64 = 4_000_000;
-
-/// What an operator can do about a registry that takes too long.
-const REGISTRY: &str = "the registry or a mirror of it answers slowly or not at all: check it, the network between, and \
-                        the mirrors in certs.d/<registry>/hosts.toml";
 
 type PullResult = Result<Arc<ImageRecord>>;
 /// A pull that several callers can wait for.
@@ -103,7 +100,7 @@ impl Puller {
         let (this, (reference, auth)) = (self.clone(), key.clone());
         let progress = Progress::default();
         // In a scope of its own: whichever caller polls it, all of them follow it.
-        let pull = async move { this.run(&reference, auth).await };
+        let pull = async move { this.run(reference, auth).await };
         let pull = progress.clone().scope(pull).boxed().shared();
         if let Some(weak) = pull.downgrade() {
             running.insert(key, (weak, progress.clone()));
@@ -112,13 +109,18 @@ impl Puller {
     }
 
     /// One pull.
-    async fn run(&self, reference: &Reference, auth: Option<Auth>) -> PullResult {
+    async fn run(&self, reference: Reference, auth: Option<Auth>) -> PullResult {
+        let (options, health) = (self.options(), self.health.clone());
+        let registry = blocking(move || Registry::new(&options, &reference, auth.as_ref(), health)).await?;
+        self.store_from(&registry).await
+    }
+
+    /// Stores the image of a source.
+    pub(crate) async fn store_from(&self, source: &dyn Source) -> PullResult {
         let started = std::time::Instant::now();
-        let (options, cloned, health) = (self.options(), reference.clone(), self.health.clone());
-        let parallel_layers = options.parallel_layers.max(1);
-        let registry = blocking(move || Registry::new(&options, &cloned, auth.as_ref(), health)).await?;
-        let step = progress::enter("fetch the manifest", REGISTRY);
-        let resolved = resolve(&registry, &self.store).await?;
+        let (reference, parallel_layers) = (source.reference(), self.options().parallel_layers.max(1));
+        let step = progress::enter("fetch the manifest", source.advice());
+        let resolved = resolve(source, &self.store).await?;
         drop(step);
         let layers = Self::pair_layers(&resolved)?;
         let (config_digest, diff_ids) = (resolved.id, resolved.config.diff_ids.clone());
@@ -126,10 +128,10 @@ impl Puller {
         pinned.push(config_digest);
         pinned.extend(resolved.documents.iter().map(|document| document.digest));
         let pins = Arc::new(self.store.pin(pinned));
-        let step = progress::enter("transfer the layers", REGISTRY);
+        let step = progress::enter("transfer the layers", source.advice());
         stream::iter(layers.into_iter().map(Ok))
             .try_for_each_concurrent(parallel_layers, |(layer, diff_id)| {
-                self.layer(&registry, reference, pins.clone(), layer, diff_id)
+                self.layer(source, pins.clone(), layer, diff_id)
             })
             .await?;
         drop(step);
@@ -184,21 +186,20 @@ impl Puller {
     /// Transfers, unpacks and publishes a layer, unless it is in the store.
     async fn layer(
         &self,
-        registry: &Registry,
-        reference: &Reference,
+        source: &dyn Source,
         pins: Arc<Pins>,
         layer: Descriptor,
         diff_id: Digest,
     ) -> Result<()> {
-        let lock = self.layer_lock(registry.name(), diff_id);
+        let lock = self.layer_lock(source.name(), diff_id);
         let _alone = lock.lock().await;
         if self.store.has_layer(&diff_id)? {
             return Ok(());
         }
-        let _step = progress::enter(format!("layer {}", layer.digest), REGISTRY);
-        let transfer = self.transfers.enter(registry.name()).await?;
+        let _step = progress::enter(format!("layer {}", layer.digest), source.advice());
+        let transfer = self.transfers.enter(source.name()).await?;
         let expected = Expected {
-            image: reference.to_string(),
+            image: source.reference().to_string(),
             digest: layer.digest,
             size: layer.size,
             diff_id,
@@ -218,7 +219,7 @@ impl Puller {
             }));
             (feed, unpacked)
         };
-        let mut blob = registry.blob(&layer);
+        let mut blob = source.blob(&layer);
         // A thread is used only once the host has sent something.
         let mut part = transfer.next(blob.next(), part_length).await?;
         let (feed, unpacked) = start();

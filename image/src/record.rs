@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// An image in the store. Immutable: a new tag or a removal publishes a new record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +69,15 @@ pub struct Usage {
     pub bytes: u64,
     /// Files, folders and other inodes.
     pub inodes: u64,
+}
+
+/// What a prune has removed, or would remove.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// The images.
+    pub images: Vec<Arc<ImageRecord>>,
+    /// Disk space of the layers that nothing else needs, in bytes.
+    pub bytes: u64,
 }
 
 /// A lease on an image's layers: they stay on disk until `ImageStore::release`, even if the image is removed or the

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::lane::blocking;
 use crate::manifest::{self, Candidate, Config, Descriptor, Document, Host};
 use crate::reference::Digest;
-use crate::registry::{Fetched, Registry};
+use crate::source::{Fetched, Source};
 use crate::store::Store;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -38,15 +38,15 @@ struct Level {
 }
 
 /// Fetches the reference's manifest and config.
-pub(crate) async fn resolve(registry: &Registry, store: &Arc<Store>) -> Result<Resolved> {
+pub(crate) async fn resolve(source: &dyn Source, store: &Arc<Store>) -> Result<Resolved> {
     let host = Host::this();
-    let mut fetched = top(registry, store).await?;
+    let mut fetched = top(source, store).await?;
     let top = fetched.digest;
     let (mut levels, mut certain, mut documents): (Vec<Level>, _, _) = (Vec::new(), true, 1);
     // What was wrong with the best entry.
     let mut first_error = None;
     loop {
-        match read(registry, store, &host, &fetched, certain).await {
+        match read(source, store, &host, &fetched, certain).await {
             Ok(Read::Image(image)) => {
                 let (id, config, config_bytes, layers) = *image;
                 let documents = levels.into_iter().map(|level| level.index).chain([fetched]).collect();
@@ -80,7 +80,7 @@ pub(crate) async fn resolve(registry: &Registry, store: &Arc<Store>) -> Result<R
             }
             documents += 1;
             certain = candidate.certain;
-            match document(registry, store, candidate.digest).await {
+            match document(source, store, candidate.digest).await {
                 Ok(fetched) => break fetched,
                 Err(error) => {
                     first_error.get_or_insert(another_may_do(error)?);
@@ -108,7 +108,7 @@ enum Read {
 }
 
 async fn read(
-    registry: &Registry,
+    source: &dyn Source,
     store: &Arc<Store>,
     host: &Host,
     fetched: &Fetched,
@@ -120,7 +120,7 @@ async fn read(
             Document::Manifest { config, layers } => (config, layers),
         };
     let id = config.digest;
-    let bytes = config_bytes(registry, store, &config).await?;
+    let bytes = config_bytes(source, store, &config).await?;
     let config = manifest::config(&id, &bytes)?;
     match config.check_platform(&id, host) {
         Err(error) if certain => {
@@ -141,28 +141,28 @@ async fn stored(store: &Arc<Store>, digest: Digest, limit: u64) -> Result<Option
 
 /// What the reference names now. If the store knows the name, the registry is first asked for the digest alone: registries
 /// count how often manifests are fetched.
-async fn top(registry: &Registry, store: &Arc<Store>) -> Result<Fetched> {
-    if store.published().find(&registry.reference().to_string()).is_some()
-        && let Some(digest) = registry.current_digest().await?
+async fn top(source: &dyn Source, store: &Arc<Store>) -> Result<Fetched> {
+    if store.published().find(&source.reference().to_string()).is_some()
+        && let Some(digest) = source.current_digest().await?
         && let Some(stored) = stored(store, digest, manifest::MAX_MANIFEST).await?
     {
         return Ok(stored);
     }
-    registry.resolve(manifest::MAX_MANIFEST).await
+    source.resolve(manifest::MAX_MANIFEST).await
 }
 
-/// A manifest or index, from the store or the registry.
-async fn document(registry: &Registry, store: &Arc<Store>, digest: Digest) -> Result<Fetched> {
+/// A manifest or index, from the store or the source.
+async fn document(source: &dyn Source, store: &Arc<Store>, digest: Digest) -> Result<Fetched> {
     match stored(store, digest, manifest::MAX_MANIFEST).await? {
         Some(stored) => Ok(stored),
-        None => registry.manifest(&digest, manifest::MAX_MANIFEST).await,
+        None => source.manifest(&digest, manifest::MAX_MANIFEST).await,
     }
 }
 
-/// The image's config, from the store or the registry.
-async fn config_bytes(registry: &Registry, store: &Arc<Store>, config: &Descriptor) -> Result<Bytes> {
+/// The image's config, from the store or the source.
+async fn config_bytes(source: &dyn Source, store: &Arc<Store>, config: &Descriptor) -> Result<Bytes> {
     match stored(store, config.digest, manifest::MAX_CONFIG).await? {
         Some(stored) => Ok(stored.bytes),
-        None => registry.small_blob(config, manifest::MAX_CONFIG).await,
+        None => source.small_blob(config, manifest::MAX_CONFIG).await,
     }
 }

@@ -13,6 +13,7 @@
 mod blob;
 mod fault;
 mod request;
+mod source;
 mod token;
 mod words;
 
@@ -28,6 +29,7 @@ use super::tls::Tls;
 use crate::error::{Error, Result};
 use crate::manifest::{ACCEPT, Descriptor};
 use crate::reference::{Digest, Reference, Selector};
+use crate::source::Fetched;
 use crate::{Auth, Options};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -47,15 +49,6 @@ const BACKOFF: [Duration; 3] =
     [Duration::from_millis(200), Duration::from_millis(800), Duration::from_secs(2)];
 /// Maximum wait for `Retry-After`. A host that asks for more is not asked again; then kubelet's own back-off applies.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(20);
-
-/// A manifest, index or config.
-#[derive(Debug)]
-pub(crate) struct Fetched {
-    pub(crate) digest: Digest,
-    /// The header; empty if there is none.
-    pub(crate) content_type: String,
-    pub(crate) bytes: Bytes,
-}
 
 /// The hosts that serve one repository. Lives as long as one pull.
 #[derive(Debug)]

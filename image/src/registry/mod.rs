@@ -18,6 +18,6 @@ mod plain_text;
 mod proxy;
 mod tls;
 
-pub(crate) use client::{Fetched, Registry};
+pub(crate) use client::Registry;
 pub(crate) use health::Health;
 pub use proxy::{InvalidProxy, Proxies};

@@ -13,6 +13,7 @@ mod layout;
 mod lease;
 mod open;
 mod pinned;
+mod prune;
 
 pub(crate) use guards::{Ingest, Pins};
 
@@ -27,7 +28,7 @@ pub(crate) use pinned::is_pattern;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -139,6 +140,16 @@ impl Store {
         let path = self.layout.new_ingest();
         fs::create_dir(&path).map_err(Error::storage("create", &path))?;
         Ok(Ingest { path, trash: self.layout.trash().clone(), published: false })
+    }
+
+    /// An unused path for a file that gets no name (`spool`).
+    pub(crate) fn new_spool_path(&self) -> PathBuf {
+        self.layout.new_ingest()
+    }
+
+    /// The folder of a layer that is in the store and pinned.
+    pub(crate) fn layer_folder(&self, diff_id: &Digest) -> PathBuf {
+        self.layout.layer(diff_id)
     }
 
     /// Makes an unpacked layer durable, then visible. Does nothing if the store has the layer.

@@ -21,6 +21,11 @@ mod whiteout;
 
 pub(crate) use apply::LayerStats;
 pub(crate) use corrections::{Layer, corrections};
+pub(crate) use pax::allowed_xattr;
+#[cfg(test)]
+pub(crate) use tar::Entry;
+pub(crate) use tar::{EntryPath, Kind, Reader as TarReader};
+pub(crate) use whiteout::{IMPLICIT_XATTR, OPAQUE_XATTR};
 
 use self::gzip::Peek as _;
 use crate::digest::{Digest, Hasher};
@@ -148,7 +153,7 @@ enum Inflated {
 
 /// How the bytes of a layer are compressed. Detected from the content, as media types are often wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Compression {
+pub(crate) enum Compression {
     Gzip,
     Zstd,
     None,
@@ -156,9 +161,9 @@ enum Compression {
 
 impl Compression {
     /// Number of first bytes that tell the compression.
-    const MAGIC: usize = ZSTD_MAGIC.len();
+    pub(crate) const MAGIC: usize = ZSTD_MAGIC.len();
 
-    fn of(first_bytes: &[u8]) -> Self {
+    pub(crate) fn of(first_bytes: &[u8]) -> Self {
         if first_bytes.starts_with(GZIP_MAGIC) {
             Self::Gzip
         } else if first_bytes.starts_with(ZSTD_MAGIC) || is_skippable(first_bytes) {

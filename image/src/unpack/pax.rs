@@ -66,7 +66,7 @@ pub(super) fn parse(mut records: &[u8]) -> Result<Records, &'static str> {
 
 /// Whether an image may set this extended attribute. Others are dropped without an error, because the image runs
 /// without them: overlayfs's own could refer to another layer, and labels of security modules are the host's.
-pub(super) fn allowed_xattr(name: &[u8]) -> bool {
+pub(crate) fn allowed_xattr(name: &[u8]) -> bool {
     if name.len() > 255 || name.contains(&0) || name.starts_with(b"user.overlay.") {
         return false;
     }

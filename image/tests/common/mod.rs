@@ -1,6 +1,7 @@
 //! Images built from scratch, and a registry that misbehaves on request.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+pub mod archives;
 pub mod programs;
 
 use bytes::Bytes;

@@ -1,8 +1,10 @@
 //! Pulls an image and mounts its layers.
 
+use super::common::archives::{exported, import};
 use super::common::{CONFIG, Faulty, LAYER, MANIFEST, Node, digest_of};
 use super::opinion;
 use super::tree::{self, Tree};
+use image::Compression;
 use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
@@ -66,6 +68,11 @@ impl Image {
 
     /// Pulls the image from a registry into a new store. Returns what a container would see.
     pub async fn pulled(&self) -> Tree {
+        self.pulled_and_exported().await.0
+    }
+
+    /// Pulls the image, exports it, and imports that into another store. Returns what a container would see in both.
+    pub async fn pulled_and_exported(&self) -> (Tree, Tree) {
         let (registry, node) = (Faulty::start().await, Node::new());
         {
             let mut shared = registry.shared.lock().unwrap();
@@ -77,9 +84,23 @@ impl Image {
         }
         let record = node.store.pull(&format!("{}/of/builder:v1", registry.address), None).await.unwrap();
         let tree = merged(&record.layers_dir, &record.layers);
-        node.store.remove(&record.id).await.unwrap();
-        node.assert_empty().await;
-        tree
+        let other = Node::new();
+        let name = record.repo_tags[0].clone();
+        let archive = exported(&node.store, &name, Compression::Gzip).await;
+        assert!(archive == exported(&node.store, &name, Compression::Gzip).await, "two exports differ");
+        let imported = import(&other.store, &archive, &[]).await.unwrap();
+        assert_eq!(imported.len(), 1);
+        assert_eq!(imported[0].name, name);
+        let again = other.store.resolve(&name).unwrap();
+        let tree_again = merged(&again.layers_dir, &again.layers);
+        // The layers that are made again are those of the archive.
+        let second = exported(&other.store, &name, Compression::Gzip).await;
+        assert!(archive == second, "the export of an import differs from the export");
+        for (node, id) in [(node, &record.id), (other, &again.id)] {
+            node.store.remove(id).await.unwrap();
+            node.assert_empty().await;
+        }
+        (tree, tree_again)
     }
 }
 
@@ -98,9 +119,10 @@ fn merged(folder: &Path, layers: &[String]) -> Tree {
 
 /// Pulls an image of these layers (lowest first) and compares it with the tree that it should be, and with umoci's.
 pub async fn check(name: &str, layers: &[Layer], wanted: &Tree) {
-    let found = Image::new(layers).pulled().await;
+    let (found, exported) = Image::new(layers).pulled_and_exported().await;
     assert!(!wanted.is_empty(), "{name}");
     tree::assert_same(&format!("{name}, compared with what was asked for"), &found, wanted);
+    tree::assert_same(&format!("{name}, exported and imported"), &exported, wanted);
     let archives: Vec<_> = layers.iter().map(|layer| layer.plain.as_slice()).collect();
     tree::assert_same(&format!("{name}, compared with umoci"), &found, &opinion::umoci(&archives, wanted));
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::too_many_lines, reason = "a test is one scenario, read in the order in which it happens")]
 
 mod apparmor;
+mod archives;
 mod badimage;
 mod badinput;
 mod configuration;
@@ -86,6 +87,7 @@ pub(crate) fn all() -> Vec<Test> {
         image::tests(),
         imageshapes::tests(),
         imagestore::tests(),
+        archives::tests(),
         credentials::tests(),
         libcontainer::tests(),
         scopes::tests(),

@@ -338,7 +338,7 @@ fn a_failure_names_its_step_and_leaves_nothing() {
     assert_eq!((failed(&out).kind, failed(&out).stage.as_str()), (ErrorKind::Invalid, "user"), "{out:?}");
 
     let mut plan = pod.plan("");
-    plan.rootfs.layers = vec!["absent".into()];
+    plan.rootfs.layers = vec!["absent".to_owned().into()];
     assert_eq!(failed(&pod.run(plan)).stage, "rootfs");
     let mut plan = pod.plan("");
     plan.namespaces.ipc = NamespaceSource::Container(plan.id.clone());

@@ -306,7 +306,7 @@ fn signals_and_start_failures() {
     // A failed creation leaves nothing.
     let id = container_id(4);
     let mut plan = pod.plan(&id, &["sh"]);
-    plan.rootfs.layers = vec!["nosuch".into()];
+    plan.rootfs.layers = vec!["nosuch".to_owned().into()];
     let reply = pod.create(plan, false);
     assert!(matches!(reply, Reply::Failed(_)), "{reply:?}");
     assert_eq!(pod.cgroups.pids(id.as_str()), [0u32; 0]);
@@ -339,7 +339,7 @@ fn a_failed_create_does_not_kill_other_containers_orphans() {
     let before = pod.cgroups.pids(id.as_str());
     let failing = container_id(2);
     let mut plan = pod.plan(&failing, &["sh"]);
-    plan.rootfs.layers = vec!["nosuch".into()];
+    plan.rootfs.layers = vec!["nosuch".to_owned().into()];
     let reply = pod.create(plan, false);
     assert!(matches!(reply, Reply::Failed(_)), "{reply:?}");
     assert_eq!(pod.cgroups.pids(id.as_str()), before);

@@ -6,7 +6,7 @@ use model::{
     Propagation, SelinuxLabels, UserNamespace,
 };
 use std::collections::BTreeMap;
-use wire::{MountKind, MountPlan};
+use wire::{LayerSource, MountKind, MountPlan};
 
 /// Files of the pod that are bound into its containers; absolute host paths.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct PodFiles {
 const DEV_SIZE: u64 = 64 << 20;
 
 /// The layers of images, topmost first, by CRI `Image.id`.
-pub type ImageLayers = BTreeMap<String, Vec<String>>;
+pub type ImageLayers = BTreeMap<String, Vec<LayerSource>>;
 
 /// All mounts, ordered by depth of target. If two have the same target, the later one hides the earlier.
 pub(crate) fn plan(

@@ -1,7 +1,8 @@
-//! The command line: `copepod` runs the daemon, `copepod config …` prints or checks configurations, `copepod completion …`
-//! prints what a shell needs. A hidden command writes the manual pages of the package.
+//! The command line: `copepod` runs the daemon, `copepod image …` calls it, `copepod config …` prints or checks
+//! configurations, `copepod completion …` prints what a shell needs. A hidden command writes the manual pages of the package.
 
 mod documents;
+mod image;
 
 use crate::config::{self, Arguments, Config, Overrides};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -35,7 +36,7 @@ struct Daemon {
     #[arg(long, value_name = "PATH", global = true)]
     config: Option<PathBuf>,
     /// CRI socket, instead of `socket` in the configuration
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", global = true)]
     socket: Option<String>,
     /// Durable state and images, instead of `root`
     #[arg(long, value_name = "PATH")]
@@ -47,6 +48,9 @@ struct Daemon {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Import, export, list, remove or prune the images of the running daemon
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Print or check a configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -83,6 +87,9 @@ pub enum Error {
     /// The daemon could not start or ended with an error.
     #[error(transparent)]
     Daemon(#[from] crate::Error),
+    /// A command about images.
+    #[error(transparent)]
+    Image(#[from] image::Error),
     /// Standard output is closed.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
@@ -110,6 +117,7 @@ impl Cli {
         let arguments = Arguments { path: config, overrides: Overrides { root, state, socket } };
         match command {
             None => Ok(crate::run(arguments.load()?, arguments)?),
+            Some(Command::Image(command)) => Ok(image::run(command, &arguments.load()?.socket)?),
             Some(Command::Config(ConfigCommand::Default)) => print(Config::default_text().as_bytes()),
             Some(Command::Config(ConfigCommand::Check { path })) => {
                 let arguments = Arguments { path: path.or(arguments.path), ..arguments };
@@ -162,6 +170,12 @@ mod tests {
             "copepod-config-check.8",
             "copepod-config-default.8",
             "copepod-config.8",
+            "copepod-image-export.8",
+            "copepod-image-import.8",
+            "copepod-image-list.8",
+            "copepod-image-prune.8",
+            "copepod-image-remove.8",
+            "copepod-image.8",
             "copepod.8",
         ];
         assert_eq!(pages, expected);

@@ -29,7 +29,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use wire::{
-    ErrorKind as ShimErrorKind, LogPlan, MountKind, MountPlan, ProcessPlan, Reply, Request, RootfsPlan,
+    ErrorKind as ShimErrorKind, LayerSource, LogPlan, MountKind, MountPlan, ProcessPlan, Reply, Request,
+    RootfsPlan,
 };
 
 /// How much longer the daemon waits than the shim does: time for the shim to kill the worker and reply.
@@ -65,7 +66,7 @@ pub(crate) async fn create(
 fn rootfs(context: &Context, id: &ContainerId, lease: image::Lease) -> RootfsPlan {
     RootfsPlan {
         store: lease.layers_dir.to_string_lossy().into_owned(),
-        layers: lease.layers,
+        layers: lease.layers.into_iter().map(LayerSource::Folder).collect(),
         rw: context.layout.container_rw(id).to_string_lossy().into_owned(),
         readonly: false,
         folders: Vec::new(),

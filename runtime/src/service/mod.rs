@@ -7,6 +7,7 @@
 //!              └────────────► status (code and text, logged once) ◄──┘
 //! ```
 
+mod archives;
 mod authority;
 mod chunks;
 mod connection;

@@ -1,12 +1,14 @@
 //! The gRPC server on its unix socket.
 
 use super::Backend;
+use super::archives::Archives;
 use super::connection::Connection;
 use super::convert::Host;
 use super::image::Images;
 use super::runtime::Runtime;
 use crate::lanes;
 use crate::shutdown::{self, Shutdown};
+use api::v1::images_server::ImagesServer;
 use cri_api::v1::image_service_server::ImageServiceServer;
 use cri_api::v1::runtime_service_server::RuntimeServiceServer;
 use futures_util::Stream;
@@ -191,6 +193,9 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
     let runtime = RuntimeServiceServer::new(Runtime::new(backend.clone(), host))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
+    let archives = ImagesServer::new(Archives(backend.clone()))
+        .max_decoding_message_size(api::MAX_MESSAGE)
+        .max_encoding_message_size(api::MAX_MESSAGE);
     let images = ImageServiceServer::new(Images(backend))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
@@ -198,6 +203,7 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
         .max_concurrent_streams(MAX_CALLS)
         .add_service(runtime)
         .add_service(images)
+        .add_service(archives)
         .serve_with_incoming_shutdown(connections(listener), stopped);
     match shutdown::bounded(serving, stopping, shutdown::DRAIN).await {
         Some(result) => result?,

@@ -38,6 +38,9 @@ pub(crate) enum Failure {
         /// What happens to the work.
         late: &'static str,
     },
+    /// The client has not sent what the call needs.
+    #[error("{0}")]
+    Incomplete(&'static str),
     /// A CRI call that is not implemented.
     #[error("{call} is not implemented yet: {what}")]
     NotImplemented {
@@ -81,6 +84,7 @@ impl Failure {
             Self::Streaming(IssueError::TooMany) => Code::ResourceExhausted,
             Self::Streaming(IssueError::Random) => Code::Internal,
             Self::Deadline { .. } => Code::DeadlineExceeded,
+            Self::Incomplete(_) => Code::Aborted,
             Self::NotImplemented { .. } => Code::Unimplemented,
         }
     }

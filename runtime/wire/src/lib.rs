@@ -23,9 +23,9 @@ pub use message::{
     Request, ShimInit, Snapshot, feature,
 };
 pub use plan::{
-    CapSets, CgroupMember, CgroupPlan, ContainerPlan, DeviceNode, ExecPlan, LogPlan, MountKind, MountPlan,
-    NamespacePlan, NamespaceSource, PausePlan, ProcessPlan, Rlimit, RootfsPlan, SeccompProgram, TerminalSize,
-    UserPlan, parse_plan,
+    CapSets, CgroupMember, CgroupPlan, ContainerPlan, DeviceNode, ExecPlan, LayerSource, LogPlan, MountKind,
+    MountPlan, NamespacePlan, NamespaceSource, PausePlan, ProcessPlan, Rlimit, RootfsPlan, SeccompProgram,
+    TerminalSize, UserPlan, parse_plan,
 };
 
 /// The shim's first argument with which it only waits for the end of its standard input. The second one is the pod, for

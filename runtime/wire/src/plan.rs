@@ -191,14 +191,38 @@ pub struct NamespacePlan {
     pub user: Option<UserMapping>,
 }
 
+/// What one layer of an image is on this node. All places that use layers match on it, so that another form, such as a file
+/// system image or a layer that is fetched when it is read, has its place: it becomes a variant, which is written as an
+/// object and sent to shims that know it (a feature of the protocol).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum LayerSource {
+    /// The folder into which the layer was unpacked: its name below [`RootfsPlan::store`], written as text.
+    Folder(String),
+}
+
+impl From<String> for LayerSource {
+    fn from(folder: String) -> Self {
+        Self::Folder(folder)
+    }
+}
+
+impl From<LayerSource> for String {
+    fn from(layer: LayerSource) -> Self {
+        match layer {
+            LayerSource::Folder(folder) => folder,
+        }
+    }
+}
+
 /// The root file system: an overlay of image layers with a writable folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RootfsPlan {
     /// Absolute host path of the folder of layers.
     pub store: String,
-    /// Names below it, topmost first; empty for an image without layers.
-    pub layers: Vec<String>,
+    /// Topmost first; empty for an image without layers.
+    pub layers: Vec<LayerSource>,
     /// Absolute host path of the folder that contains `upper` and `work`.
     pub rw: String,
     /// Make the root read-only.
@@ -229,8 +253,8 @@ pub enum MountKind {
     Image {
         /// Its id, for errors.
         image: String,
-        /// Names below [`RootfsPlan::store`], topmost first; empty for an image without layers.
-        layers: Vec<String>,
+        /// Topmost first; empty for an image without layers.
+        layers: Vec<LayerSource>,
         /// The file or folder in it that is mounted, clean and relative; empty for its root. Symlinks are followed within
         /// the image.
         sub_path: String,

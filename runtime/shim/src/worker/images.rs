@@ -11,7 +11,7 @@ use std::path::Path;
 
 use rustix::fs::{FileType, OFlags, fstat};
 use sys::mount::{self, Attributes};
-use wire::{ContainerPlan, ErrorKind, Failure, MountKind, MountPlan};
+use wire::{ContainerPlan, ErrorKind, Failure, LayerSource, MountKind, MountPlan};
 
 use super::rootfs::lower_only;
 use super::scratch::Scratch;
@@ -102,7 +102,12 @@ struct Place<'a> {
 }
 
 /// Mounts an image, or `empty` instead, in the scratch root and returns the mount's root. `label`: of its files.
-fn attach(layers: &[String], empty: Option<OwnedFd>, label: &str, place: &Place<'_>) -> io::Result<OwnedFd> {
+fn attach(
+    layers: &[LayerSource],
+    empty: Option<OwnedFd>,
+    label: &str,
+    place: &Place<'_>,
+) -> io::Result<OwnedFd> {
     let name = format!("images/{}", place.index);
     let path = place.at.join(&name);
     create_dir_all(&path)?;

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use sys::mount::{self, Attributes, FsOption, PropagationType};
-use wire::RootfsPlan;
+use wire::{LayerSource, RootfsPlan};
 
 use super::stage::{Step, internal, invalid};
 use super::tree::Root;
@@ -76,7 +76,7 @@ pub(super) fn assemble(plan: &RootfsPlan, label: &str, at: &Path) -> Step<()> {
 
 /// Creates an overlay of layers alone, which is read-only, and attaches it at `at`, a folder. The layer store must be
 /// attached.
-pub(super) fn lower_only(layers: &[String], label: &str, at: &Path) -> io::Result<()> {
+pub(super) fn lower_only(layers: &[LayerSource], label: &str, at: &Path) -> io::Result<()> {
     let mut names = names(layers).map_err(io::Error::other)?;
     // Without an upper folder the kernel wants two layers. (A bind mount of a single layer would show its whiteouts.)
     if let [_] = layers {
@@ -94,16 +94,20 @@ struct Writable<'a> {
 }
 
 /// Layers as they are named in the store, topmost first; an empty folder for an image without layers. The error is a text.
-fn names(layers: &[String]) -> Result<Vec<String>, String> {
+fn names(layers: &[LayerSource]) -> Result<Vec<String>, String> {
     if layers.len() > MAX_LAYERS {
         return Err(format!("{} layers, at most {MAX_LAYERS} can be mounted", layers.len()));
     }
+    let folders = layers.iter().map(|layer| match layer {
+        LayerSource::Folder(name) => name.clone(),
+    });
+    let folders: Vec<String> = folders.collect();
     let is_name =
         |layer: &&String| !layer.is_empty() && !layer.starts_with('/') && layer.split('/').all(|n| n != "..");
-    if let Some(wrong) = layers.iter().find(|layer| !is_name(layer)) {
+    if let Some(wrong) = folders.iter().find(|layer| !is_name(layer)) {
         return Err(format!("{wrong:?} is not the name of a layer"));
     }
-    Ok(if layers.is_empty() { vec![EMPTY.to_owned()] } else { layers.to_vec() })
+    Ok(if folders.is_empty() { vec![EMPTY.to_owned()] } else { folders })
 }
 
 /// Creates an overlay of `names` and attaches it at `at`, which is created if missing.

@@ -279,7 +279,7 @@ impl Pod {
             },
             rootfs: RootfsPlan {
                 store: self.dir.path().join("store").to_str().unwrap().into(),
-                layers: vec!["busybox".into()],
+                layers: vec!["busybox".to_owned().into()],
                 folders: Vec::new(),
                 rw: rw.to_str().unwrap().into(),
                 readonly: false,

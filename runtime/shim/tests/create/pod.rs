@@ -59,7 +59,7 @@ impl Pod {
             },
             rootfs: RootfsPlan {
                 store: self.path("layers"),
-                layers: vec!["one".into()],
+                layers: vec!["one".to_owned().into()],
                 folders: Vec::new(),
                 rw: self.path("rw"),
                 readonly: false,

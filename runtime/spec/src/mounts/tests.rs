@@ -124,7 +124,7 @@ fn images_are_found_by_the_order_of_their_volumes() {
     let mounts = vec![image("a", "./x//y/"), volume("/v"), image("b", "")];
     let config = ContainerConfig { mounts, ..ContainerConfig::default() };
     let layers = ImageLayers::from([
-        ("sha256:a".to_owned(), vec!["2".to_owned(), "1".to_owned()]),
+        ("sha256:a".to_owned(), vec!["2".to_owned().into(), "1".to_owned().into()]),
         ("sha256:b".to_owned(), Vec::new()),
     ]);
     let planned = |images: &[&str]| {
@@ -134,7 +134,7 @@ fn images_are_found_by_the_order_of_their_volumes() {
     let found: Vec<_> = mounts.iter().filter(|mount| mount.target == "/i").collect();
     let of = |image: &str, layers: &[&str], sub_path: &str| MountKind::Image {
         image: image.to_owned(),
-        layers: layers.iter().map(|layer| (*layer).to_owned()).collect(),
+        layers: layers.iter().map(|layer| (*layer).to_owned().into()).collect(),
         sub_path: sub_path.to_owned(),
     };
     let wanted = [of("sha256:a", &["2", "1"], "x/y"), of("sha256:b", &[], "")];
@@ -164,7 +164,7 @@ fn mappings_of_image_volumes_are_those_of_the_pod() {
         ..volume("/i")
     };
     let config = ContainerConfig { mounts: vec![mapped], ..ContainerConfig::default() };
-    let layers = ImageLayers::from([("sha256:a".to_owned(), vec!["1".to_owned()])]);
+    let layers = ImageLayers::from([("sha256:a".to_owned(), vec!["1".to_owned().into()])]);
     let planned =
         |pod: &Namespaces| super::plan(&record(&config, &["sha256:a"]), pod, &PodFiles::default(), &layers);
     let made = planned(&pod(500)).unwrap();

@@ -7,6 +7,7 @@ use image::{ImageRecord, Lease};
 use model::{ContainerRecord, ImageOfContainer};
 use spec::ImageLayers;
 use std::sync::Arc;
+use wire::LayerSource;
 
 /// What an operator can do if the image store takes too long.
 pub(super) const STORE: &str = "the disk of the image store may hang: look at the kernel's log";
@@ -51,7 +52,8 @@ pub(super) async fn of_volumes(
             let part = format!("{}_{}", record.id, layers.len());
             let _step = progress::enter("lease the image of a volume", STORE);
             let lease = context.images.lease_for(&image.id, &part).await;
-            layers.insert(image.id.clone(), lease.map_err(|error| failed(error.into()))?.layers);
+            let folders = lease.map_err(|error| failed(error.into()))?.layers;
+            layers.insert(image.id.clone(), folders.into_iter().map(LayerSource::Folder).collect());
         }
     }
     Ok(layers)

@@ -20,7 +20,11 @@ fn container() -> ContainerPlan {
             mount("/c", MountKind::Proc),
             mount(
                 "/d",
-                MountKind::Image { image: "sha256:d".into(), layers: vec!["1".into()], sub_path: "x".into() },
+                MountKind::Image {
+                    image: "sha256:d".into(),
+                    layers: vec!["1".to_owned().into()],
+                    sub_path: "x".into(),
+                },
             ),
         ],
         devices: vec![fuse()],

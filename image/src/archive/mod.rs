@@ -1,0 +1,125 @@
+//! Images in an archive: a tar of an OCI image layout (image-spec, "OCI Image Layout"), or what `docker save` writes, in its
+//! old form (`<id>/layer.tar`) and its new one, which is an OCI layout too.
+//!
+//! ```text
+//! stream ──► members     one pass: written to a file without a name (`spool`), with a list of where each member is
+//!        ──► layout      index.json: the images, by name            ┐
+//!        ──► docker      manifest.json: the images, with a manifest ├─► source: each image as a source of a pull
+//!                        that is made for each                      ┘
+//! ```
+//! Members come in any order: that of `docker save` which lists the images is often the last. Nothing is extracted: names of
+//! members are keys of a map. The content is not trusted; what is read into memory has limits, and layers are verified
+//! like those of registries.
+
+mod docker;
+mod layout;
+mod members;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use source::ArchiveSource;
+
+use crate::error::{Error, Result};
+use crate::reference::{Digest, Reference};
+use crate::source::Fetched;
+use crate::spool::Spool;
+use bytes::Bytes;
+use members::{Extent, Members};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::mpsc;
+
+/// Maximum size of an uncompressed archive, in bytes.
+pub(crate) const MAX_ARCHIVE: u64 = 128 << 30;
+/// Maximum size of index.json and manifest.json, in bytes.
+const MAX_LIST: u64 = 1 << 20;
+/// Maximum number of JSON objects in them, which bounds the memory of what they are parsed into.
+const MAX_OBJECTS: usize = 16_384;
+/// Maximum number of images of one archive.
+const MAX_IMAGES: usize = 256;
+
+/// An image of an archive.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// As the archive names it.
+    pub(crate) names: Vec<Reference>,
+    /// Its manifest or index.
+    top: Fetched,
+}
+
+/// An archive that was read to its end.
+#[derive(Debug)]
+pub(crate) struct Archive {
+    members: Members,
+    /// Of `docker save`: where configs and layers are, whose members are not named by their digests.
+    blobs: HashMap<Digest, Extent>,
+    /// Bytes of blobs that were read, for progress.
+    read: AtomicU64,
+}
+
+impl Archive {
+    /// Reads a tar stream into `spool`, and finds the images in it. Blocks.
+    pub(crate) fn read(input: mpsc::Receiver<Bytes>, spool: Spool) -> Result<(Arc<Self>, Vec<Found>)> {
+        let mut archive =
+            Self { members: members::read(input, spool)?, blobs: HashMap::new(), read: AtomicU64::new(0) };
+        let of_layout = layout::images(&archive.members)?;
+        // `docker save` writes both lists. Only one may have the names.
+        let named = of_layout.as_ref().is_some_and(|found| found.iter().any(|image| !image.names.is_empty()));
+        let found = match of_layout {
+            Some(found) if named => found,
+            other => match docker::images(&archive.members, &mut archive.blobs)? {
+                Some(found) => found,
+                None => other.ok_or_else(|| {
+                    let reason =
+                        "it has neither index.json (an OCI image layout) nor manifest.json (docker save)";
+                    Error::unsupported("the archive", reason)
+                })?,
+            },
+        };
+        if found.is_empty() {
+            return Err(Error::unsupported("the archive", "it lists no image"));
+        }
+        Ok((Arc::new(archive), found))
+    }
+
+    /// Number of bytes of the archive.
+    pub(crate) fn length(&self) -> u64 {
+        self.members.spool.length()
+    }
+
+    /// Number of bytes of blobs that were read so far.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// Where a blob is.
+    fn blob(&self, digest: &Digest) -> Result<Option<Extent>> {
+        match self.blobs.get(digest) {
+            Some(extent) => Ok(Some(*extent)),
+            None => self.members.find(&layout::path(digest)),
+        }
+    }
+}
+
+/// Parses a list of images.
+fn parse_list<'a, T: serde::Deserialize<'a>>(name: &str, bytes: &'a [u8]) -> Result<T> {
+    if bytes.iter().filter(|byte| **byte == b'{').count() > MAX_OBJECTS {
+        let object = format!("{name} of the archive");
+        return Err(Error::TooLarge { object, limit: MAX_OBJECTS as u64, unit: "objects" });
+    }
+    serde_json::from_slice(bytes).map_err(|error| Error::corrupt(format!("{name} of the archive"), error))
+}
+
+/// The error for too many images.
+fn check_number(images: usize) -> Result<()> {
+    if images > MAX_IMAGES {
+        return Err(Error::TooLarge {
+            object: "the archive".to_owned(),
+            limit: MAX_IMAGES as u64,
+            unit: "images",
+        });
+    }
+    Ok(())
+}

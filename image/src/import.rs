@@ -1,0 +1,107 @@
+//! Imports the images of an archive.
+
+use crate::ImageStore;
+use crate::archive::{Archive, ArchiveSource, Found, MAX_ARCHIVE};
+use crate::error::{Error, Result};
+use crate::lane::{blocking, unpacking};
+use crate::record::Pruned;
+use crate::reference::Reference;
+use crate::spool::Spool;
+use bytes::Bytes;
+use std::sync::{Arc, OnceLock};
+use tokio::sync::mpsc;
+
+/// An image that was imported, under one name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// Its name, normalised.
+    pub name: String,
+    /// Digest of its manifest or index; that of an archive of `docker save` without one is made by the import.
+    pub digest: String,
+    /// Digest of its config: its id.
+    pub id: String,
+    /// Disk space of its layers and documents, in bytes.
+    pub size: u64,
+}
+
+/// How far an import is. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct ImportProgress(Arc<OnceLock<Arc<Archive>>>);
+
+impl ImportProgress {
+    /// Bytes of layers that were read, of all bytes of the archive, once it has arrived. Layers that the store has are not
+    /// read.
+    pub fn unpacked(&self) -> Option<(u64, u64)> {
+        self.0.get().map(|archive| (archive.bytes_read(), archive.length()))
+    }
+}
+
+impl ImageStore {
+    /// Stores all images of an uncompressed tar archive, which arrives in parts by `input`: an OCI image layout, or what
+    /// `docker save` writes. An archive with a single image may get other names than it has. At most two imports run at
+    /// once; others wait.
+    ///
+    /// If an image cannot be stored, those before it stay. If the future is dropped, everything of the unfinished one is
+    /// undone.
+    ///
+    /// # Errors
+    /// Any [`Error`]: those of a pull; [`Error::Unsupported`] if an image has no name.
+    pub async fn import(
+        &self,
+        input: mpsc::Receiver<Bytes>,
+        names: &[String],
+        so_far: &ImportProgress,
+    ) -> Result<Vec<Imported>> {
+        self.store.ensure_writable()?;
+        let names = names.iter().map(|name| Reference::parse(name)).collect::<Result<Vec<_>>>()?;
+        let step = progress::enter("wait for other imports", "two imports run at once: wait, or end one");
+        let _place = self.imports.acquire().await.map_err(|_| Error::Cancelled)?;
+        drop(step);
+        let step = progress::enter("receive the archive", "the sender of the archive or the disk is slow");
+        let path = self.store.new_spool_path();
+        let (archive, found) =
+            unpacking(move || Archive::read(input, Spool::create(path, MAX_ARCHIVE)?)).await?;
+        drop(step);
+        drop(so_far.0.set(archive.clone()));
+        let mut imported = Vec::new();
+        for (image, names) in named(&found, &names)? {
+            for name in names {
+                let source = ArchiveSource::new(&archive, image, name.clone());
+                let record = self.puller.store_from(&source).await?;
+                let (digest, id) = (source.digest().to_string(), record.id.clone());
+                imported.push(Imported { name: name.to_string(), digest, id, size: record.size });
+            }
+        }
+        Ok(imported)
+    }
+
+    /// Removes the images that are neither pinned nor leased to a container, and the layers that nothing needs, and waits up
+    /// to 90 s for each image's disk space. With `dry_run` it only tells what it would remove.
+    ///
+    /// # Errors
+    /// As those of [`Self::remove`]. What was removed before stays removed.
+    pub async fn prune(&self, dry_run: bool) -> Result<Pruned> {
+        let _step = progress::enter("remove unused images", "the disk of the image store is slow or hangs");
+        let store = self.store.clone();
+        blocking(move || store.prune(dry_run)).await
+    }
+}
+
+/// The images with their names: those of the archive, or `names` if there are any.
+fn named<'a>(found: &'a [Found], names: &'a [Reference]) -> Result<Vec<(&'a Found, &'a [Reference])>> {
+    let refused = |reason: String| Error::unsupported("the archive", reason);
+    match (found, names) {
+        ([image], [_, ..]) => Ok(vec![(image, names)]),
+        (_, [_, ..]) => {
+            Err(refused(format!("it has {} images, which cannot all have the given name", found.len())))
+        }
+        (found, []) => {
+            let all: Vec<_> = found.iter().map(|image| (image, &image.names[..])).collect();
+            if all.iter().any(|(_, names)| names.is_empty()) {
+                let which = if found.len() == 1 { "its image" } else { "one of its images" };
+                return Err(refused(format!("it has no name for {which}: give one (--tag)")));
+            }
+            Ok(all)
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A file for bytes that arrive or are made in another order than they are needed in. It has no name, so that the kernel
+//! deletes it with its last descriptor, whatever ends this process. Blocks.
+
+use crate::error::{Error, Result};
+use bytes::{Bytes, BytesMut};
+use rustix::fs::{self, Mode, OFlags};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+/// Of its disk this much stays free, in bytes, or the share [`RESERVED_PART`] of a smaller one: containers write there too.
+const RESERVED: u64 = 256 << 20;
+const RESERVED_PART: u64 = 20;
+/// The free space is looked up again after so many written bytes.
+const CHECKED: u64 = 16 << 20;
+
+/// The file. Only one owner can append.
+#[derive(Debug)]
+pub(crate) struct Spool {
+    file: File,
+    /// The name that it had, for errors.
+    path: PathBuf,
+    length: u64,
+    limit: u64,
+    /// The length at which the free space is looked up again.
+    check_at: u64,
+}
+
+impl Spool {
+    /// Creates an empty file at the unused `path`, for at most `limit` bytes. The name is removed at once.
+    pub(crate) fn create(path: PathBuf, limit: u64) -> Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file =
+            fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(Error::storage("create", &path))?;
+        // What a crash in between leaves, the next start deletes from this folder.
+        std::fs::remove_file(&path).map_err(Error::storage("unlink", &path))?;
+        Ok(Self { file: file.into(), path, length: 0, limit, check_at: 0 })
+    }
+
+    /// Number of bytes.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The name that the file had, for errors.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes bytes at the end.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        let length = self.length + bytes.len() as u64;
+        if length > self.limit {
+            return Err(Error::TooLarge {
+                object: "a temporary file for an image".to_owned(),
+                limit: self.limit,
+                unit: "bytes",
+            });
+        }
+        if length > self.check_at {
+            self.ensure_space()?;
+            self.check_at = length + CHECKED;
+        }
+        self.file.write_all_at(bytes, self.length).map_err(Error::storage("write", &self.path))?;
+        self.length = length;
+        Ok(())
+    }
+
+    fn ensure_space(&self) -> Result<()> {
+        let facts = fs::fstatvfs(&self.file).map_err(Error::storage("stat", &self.path))?;
+        let (free, all) = (facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize);
+        let reserved = RESERVED.min(all / RESERVED_PART);
+        if free < reserved + CHECKED.min(all / RESERVED_PART) {
+            let text = format!("{} MiB must stay free: remove or prune images first", reserved >> 20);
+            let full = io::Error::new(io::ErrorKind::StorageFull, text);
+            return Err(Error::storage("write", &self.path)(full));
+        }
+        Ok(())
+    }
+
+    /// Reads `length` bytes at `offset`, or fewer at the end.
+    pub(crate) fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
+        let mut bytes = BytesMut::zeroed(length);
+        let mut done = 0;
+        while done < length {
+            match self.file.read_at(&mut bytes[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::storage("read", &self.path)(error)),
+            }
+        }
+        bytes.truncate(done);
+        Ok(bytes.freeze())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_has_no_name_and_a_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spool = Spool::create(folder.path().join("x"), 10).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        spool.append(b"01234").unwrap();
+        spool.append(b"56789").unwrap();
+        assert!(matches!(spool.append(b"x"), Err(Error::TooLarge { limit: 10, .. })));
+        assert_eq!(spool.length(), 10);
+        assert_eq!(
+            (&spool.read(3, 4).unwrap()[..], &spool.read(8, 9).unwrap()[..]),
+            (&b"3456"[..], &b"89"[..])
+        );
+    }
+}
