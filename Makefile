@@ -17,7 +17,7 @@ PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static
 # Those that making and running the guest needs beside them.
 VM_PACKAGES := debootstrap debian-archive-keyring e2fsprogs kmod qemu-system-x86 xz-utils zstd
 
-.PHONY: help deps vm-deps vm-image vm test-vm test-vm-smoke test-vm-conformance test-vm-selinux test-vm-node test-vm-guide test-vm-package build daemon shim pause deb harness grpcio clientgo test unit model integration fuzz test-node kubelet test-kubectl test-cluster cluster conformance critest plugins bench run lint fmt deny doc clean
+.PHONY: help deps vm-deps vm-image vm test-vm test-vm-smoke test-vm-conformance test-vm-selinux test-vm-node test-vm-guide test-vm-package build daemon shim pause deb harness grpcio clientgo test unit model kill-pulls integration fuzz test-node kubelet test-kubectl test-cluster cluster conformance critest plugins bench run lint fmt deny doc clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -103,6 +103,11 @@ unit: cni-plugins ## Unit and property tests of all crates; some of the shim's, 
 model: ## The state machines' property tests, 100,000 sequences each (make test runs 2,000)
 	COPEPOD_MODEL_CASES=100000 cargo test --locked -p runtime --lib pod::life::tests::sequences
 	COPEPOD_MODEL_CASES=100000 cargo test --locked -p shim --bin copepod-shim model_
+
+KILLS := 200
+
+kill-pulls: ## Kill a process that pulls and removes images at random moments (make unit: 8 times); KILLS=n
+	COPEPOD_KILLS=$(KILLS) cargo test --locked -p image --test kill_pulls
 
 integration: build harness grpcio clientgo ## Black-box tests through CRI, each ending with the census (root); FILTER=substring
 	$(BIN)/integration test --bin-dir $(BIN) $(if $(FILTER),--filter $(FILTER))

@@ -10,8 +10,9 @@
 //!      ──► store                makes layers durable and visible, then names the image
 //! ```
 //!
-//! Nothing becomes visible before it is verified and durable, and the name is written last, so a crash leaves only
-//! garbage, which the next start deletes. All content from registries is treated as hostile.
+//! No image becomes visible before it is verified and durable, and the name is written last, so a crash leaves complete
+//! layers, which a retry uses, and garbage, which the next start deletes. All content from registries is treated as
+//! hostile.
 
 mod archive;
 mod digest;
@@ -40,6 +41,7 @@ pub use record::{ConfigDocument, ImageConfig, ImageRecord, Lease, Pruned, Usage}
 use reference::Reference;
 pub use registry::{InvalidProxy, Proxies};
 
+use causes::with_causes;
 use lane::blocking;
 use pull::Puller;
 use std::fmt;
@@ -51,6 +53,9 @@ use tokio::sync::Semaphore;
 
 /// Maximum number of imports, and of exports, that run at once.
 const MAX_LARGE_FILES: usize = 2;
+
+/// How often [`ImageStore::upkeep`] looks whether layers of failed pulls must go, while there are any.
+const UPKEEP_PAUSE: Duration = Duration::from_secs(60);
 
 /// Where the store lives, and its limits. Start from [`Options::new`].
 #[derive(Debug, Clone)]
@@ -79,6 +84,9 @@ pub struct Options {
     /// A layer's transfer that receives less than 64 KiB in this time is cancelled, and so is that of a document that is
     /// not complete after it.
     pub progress_timeout: Duration,
+    /// Id of this boot (`/proc/sys/kernel/random/boot_id`). After a restart of the daemon in the same boot, layers of
+    /// pulls that did not end are used again. Empty: they are not.
+    pub boot_id: String,
 }
 
 impl Options {
@@ -94,6 +102,7 @@ impl Options {
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
             progress_timeout: Duration::from_secs(300),
+            boot_id: String::new(),
         }
     }
 }
@@ -132,16 +141,41 @@ pub struct ImageStore {
 }
 
 impl ImageStore {
-    /// Opens the store: creates its folders, and deletes unreachable layers and what a crash left. Blocks.
+    /// Opens the store and creates its folders. What a crash left is deleted later, by [`ImageStore::upkeep`]. Blocks.
     ///
     /// # Errors
     /// [`Error::Storage`] if the folders cannot be created or listed. Damaged content is no error: what is left is
     /// served, and the rest is logged.
     pub fn open(options: Options) -> Result<Self, Error> {
-        let store = Arc::new(Store::open(&options.root, &options.pinned)?);
+        let store = Arc::new(Store::open(&options.root, &options.pinned, &options.boot_id)?);
         let puller = Arc::new(Puller::new(Arc::new(options), store.clone()));
         let places = || Arc::new(Semaphore::new(MAX_LARGE_FILES));
         Ok(Self { store, puller, imports: places(), exports: places() })
+    }
+
+    /// Deletes what an earlier process left, and then the layers of failed pulls, when their hour is over or the disk is
+    /// short of space. To be run once, beside the other calls, as soon as they are served. Does not end, and sleeps while
+    /// there are no such layers.
+    pub async fn upkeep(&self) {
+        let store = self.store.clone();
+        if let Err(error) = blocking(move || store.sweep()).await {
+            tracing::warn!(
+                error = with_causes(&error),
+                "cannot delete unused layers: the next image removal tries again"
+            );
+        }
+        loop {
+            let Some(seconds) = self.store.next_expiry() else {
+                self.store.layers_kept().await;
+                continue;
+            };
+            tokio::time::sleep(Duration::from_secs(seconds).min(UPKEEP_PAUSE)).await;
+            let store = self.store.clone();
+            if let Err(error) = blocking(move || store.tidy()).await {
+                tracing::warn!(error = with_causes(&error), "cannot delete the layers of failed pulls");
+                tokio::time::sleep(UPKEEP_PAUSE).await;
+            }
+        }
     }
 
     /// The threads for the store's short blocking work, so that the daemon can start them in advance.
@@ -150,7 +184,8 @@ impl ImageStore {
     }
 
     /// Pulls an image, or joins a running pull of the same reference with the same credentials. When the last caller
-    /// drops its future, the pull is cancelled and undone.
+    /// drops its future, the pull is cancelled. The layers that a failed or cancelled pull has completed are kept for an
+    /// hour, and used by the next one, unless their space is needed.
     ///
     /// # Errors
     /// Any [`Error`].
@@ -210,7 +245,8 @@ impl ImageStore {
     }
 
     /// Removes the image that `name` refers to, with all its names, as CRI requires, and waits up to 90 s for its disk
-    /// space. An unknown name is not an error. Leased layers stay until they are released.
+    /// space. An unknown name is not an error. The layers of failed pulls are deleted too. Leased layers stay until they
+    /// are released.
     ///
     /// # Errors
     /// [`Error::Storage`], [`Error::Threads`]; [`Error::Unsupported`] if a later version wrote the index.

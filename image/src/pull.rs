@@ -124,44 +124,86 @@ impl Puller {
         drop(step);
         let layers = Self::pair_layers(&resolved)?;
         let (config_digest, diff_ids) = (resolved.id, resolved.config.diff_ids.clone());
-        let mut pinned = diff_ids.clone();
-        pinned.push(config_digest);
-        pinned.extend(resolved.documents.iter().map(|document| document.digest));
-        let pins = Arc::new(self.store.pin(pinned));
-        let step = progress::enter("transfer the layers", source.advice());
-        stream::iter(layers.into_iter().map(Ok))
-            .try_for_each_concurrent(parallel_layers, |(layer, diff_id)| {
-                self.layer(source, pins.clone(), layer, diff_id)
-            })
-            .await?;
-        drop(step);
+        let documents = resolved.documents.iter().map(|document| (document.digest, document.bytes.clone()));
+        let documents: Vec<(Digest, Bytes)> =
+            documents.chain([(config_digest, resolved.config_bytes.clone())]).collect();
+        let pinned = documents.iter().map(|(digest, _)| *digest).collect();
+        let (store, of_image) = (self.store.clone(), diff_ids.clone());
+        let pins = Arc::new(blocking(move || Ok(store.begin_pull(&of_image, pinned))).await?);
+        let transferred = async {
+            let step = progress::enter("transfer the layers", source.advice());
+            stream::iter(layers.into_iter().map(Ok))
+                .try_for_each_concurrent(parallel_layers, |(layer, diff_id)| {
+                    self.layer_with_room(source, pins.clone(), layer, diff_id)
+                })
+                .await?;
+            drop(step);
+            self.store_image(reference, &resolved.top, config_digest, diff_ids, documents, pins.clone()).await
+        };
+        let record = transferred.await.inspect_err(|error| {
+            if error.is_full() {
+                pins.give_up();
+            }
+        })?;
+        tracing::info!(image = record.id, ms = started.elapsed().as_millis(), "image pulled");
+        Ok(record)
+    }
+
+    /// Makes the layers durable, then the image visible.
+    async fn store_image(
+        &self,
+        reference: &Reference,
+        top: &Digest,
+        config: Digest,
+        diff_ids: Vec<Digest>,
+        documents: Vec<(Digest, Bytes)>,
+        pins: Arc<Pins>,
+    ) -> PullResult {
         let _step = progress::enter(
             "store the image",
             "the disk of the image store may hang: look at the kernel's log",
         );
         let (store, pinned) = (self.store.clone(), pins.clone());
-        // Not on the store's lane: it walks the folders of the layers, which an image can have millions of.
-        let (layers, added) = unpacking(move || {
-            let layers = store.overlay_layers(&diff_ids);
+        // Not on the store's lane: it walks the folders of the layers, which an image can have millions of, and syncs all
+        // that is to be written to the disk.
+        let (layers, added, documents, durable_documents) = unpacking(move || {
+            let (layers, added) = store.overlay_layers(&diff_ids)?;
+            let durable_documents = store.make_durable(&layers, &documents)?;
             drop(pinned);
-            layers
+            Ok((layers, added, documents, durable_documents))
         })
         .await?;
-        let (store, reference) = (self.store.clone(), reference.clone());
-        let record = blocking(move || {
-            let documents =
-                resolved.documents.iter().map(|document| (document.digest, document.bytes.as_ref()));
-            let documents: Vec<(Digest, &[u8])> =
-                documents.chain([(resolved.id, resolved.config_bytes.as_ref())]).collect();
-            let image = NewImage { config: config_digest, layers, documents: &documents };
-            let record = store.commit(&reference, &resolved.top, image)?;
-            pins.keep();
-            added.keep();
+        let (store, reference, top) = (self.store.clone(), reference.clone(), *top);
+        blocking(move || {
+            let image = NewImage { config, layers, documents: &documents, durable_documents };
+            let record = store.commit(&reference, &top, image)?;
+            pins.succeed();
+            added.succeed();
             Ok(record)
         })
-        .await?;
-        tracing::info!(image = record.id, ms = started.elapsed().as_millis(), "image pulled");
-        Ok(record)
+        .await
+    }
+
+    /// Like [`Puller::layer`]. If the disk is full, the layers of failed pulls are given up, and the layer is transferred
+    /// once more.
+    async fn layer_with_room(
+        &self,
+        source: &dyn Source,
+        pins: Arc<Pins>,
+        layer: Descriptor,
+        diff_id: Digest,
+    ) -> Result<()> {
+        let before = self.store.times_given_up();
+        let result = self.layer(source, pins.clone(), layer.clone(), diff_id).await;
+        if !result.as_ref().is_err_and(Error::is_full) {
+            return result;
+        }
+        let store = self.store.clone();
+        if blocking(move || store.make_room(before)).await? {
+            self.layer(source, pins, layer, diff_id).await
+        } else {
+            result
+        }
     }
 
     /// The layers with their diff ids, without duplicates. The largest come first, so that no long transfer runs alone

@@ -143,12 +143,13 @@ async fn crash_leftovers_and_damaged_files() {
     std::fs::write(root.join("ingest/9"), "x").unwrap();
     std::fs::write(root.join("blobs").join("f".repeat(64)), "x").unwrap();
     std::fs::write(root.join("leases/torn.json"), "{").unwrap();
+    std::fs::write(root.join("pulls/torn.json"), "{").unwrap();
     node.reopen();
     assert_eq!(node.store.list(), std::slice::from_ref(&record));
     for (folder, count) in
-        [("ingest", 0), ("trash", 0), ("layers", 2), ("blobs", 2), ("leases", 0), ("facts", 2)]
+        [("ingest", 0), ("trash", 0), ("layers", 2), ("blobs", 2), ("leases", 0), ("facts", 2), ("pulls", 0)]
     {
-        // Opening does not wait for the deletion of leftovers.
+        // Leftovers are deleted in the background.
         for _ in 0..500 {
             if node.count(folder) == count {
                 break;

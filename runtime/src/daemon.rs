@@ -220,6 +220,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         images: images.clone(),
         manager: manager.clone(),
     };
+    let tidied = images.clone();
     let backend = Backend {
         node: node.clone(),
         images,
@@ -258,6 +259,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let reloading = tokio::spawn(reloader.run(hangups));
     let streaming = tokio::spawn(streaming.serve(stopping.clone().wait()));
     ready(&config, &manager).await;
+    let tidying = tokio::spawn(async move { tidied.upkeep().await });
     let managed = tokio::spawn(managed(manager, Arc::clone(&config), stopping.clone()));
     let served = service::serve(socket, backend, stopping).await;
     match &served {
@@ -269,6 +271,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     reloading.abort();
     watching.abort();
     keeping_up.abort();
+    tidying.abort();
     trimming.abort();
     sampling.abort();
     probing.abort();
@@ -315,6 +318,7 @@ fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     options.progress_timeout = config.image.progress_timeout;
     options.credentials_file = config.image.credentials_file.clone();
     options.proxies = Arc::new(image::Proxies::from_environment()?);
+    options.boot_id.clone_from(&boot_id);
     let images = ImageStore::open(options)?;
     let apparmor = Support::detect(config.apparmor == Switch::Auto);
     let selinux = Selinux::detect(config.enable_selinux);

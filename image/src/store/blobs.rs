@@ -36,11 +36,11 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
 }
 
 /// Stores a document under its digest, unless it is there and undamaged.
-pub(crate) fn put(layout: &Layout, digest: &Digest, bytes: &[u8]) -> Result<()> {
+pub(crate) fn put(layout: &Layout, digest: &Digest, bytes: &[u8], durable: Durable) -> Result<()> {
     if get(layout, digest, bytes.len() as u64).is_ok_and(|found| found.is_some()) {
         return Ok(());
     }
-    write(layout, &layout.blob(digest), bytes, Durable::Yes)
+    write(layout, &layout.blob(digest), bytes, durable)
 }
 
 /// Reads a document; `None` if it is absent or damaged: it does not match its digest.

@@ -112,6 +112,16 @@ pub(crate) fn add(entries: &mut Entries, image: Entry, reference: &Reference, to
     }
 }
 
+/// Whether an image has the layer, which is then durable: the index is written later.
+pub(crate) fn has_layer(entries: &Entries, diff_id: &Digest) -> bool {
+    entries.values().any(|entry| entry.layers.contains(diff_id))
+}
+
+/// Whether an image has the document, which is then durable: the index is written later.
+pub(crate) fn has_document(entries: &Entries, digest: &Digest) -> bool {
+    entries.contains_key(digest) || entries.values().any(|entry| entry.documents.contains(digest))
+}
+
 /// The image with this id, tag or digest, as given or normalised. Finds images that are not listed too.
 pub(crate) fn id_of(entries: &Entries, name: &str) -> Option<Digest> {
     if let Some(id) = Digest::parse(name) {

@@ -7,7 +7,8 @@
 //!   layers/<24 hex>/      an unpacked layer, by the first 24 digits of its diff id; an overlayfs lower folder
 //!   facts/<24 hex>.json   full diff id and size of that layer
 //!   leases/<owner>.json   image and layers that the owner uses
-//!   ingest/<name>         unfinished layers and files; a start deletes those of earlier runs in the background
+//!   pulls/<name>.json     layers of an unfinished pull, and how long they are kept
+//!   ingest/<name>         unfinished layers and files; those of earlier runs are deleted in the background
 //!   trash/<name>          what is being deleted in the background
 //! ```
 //! Layer folders have short names so that many fit into the page of mount options of older kernels. 96 bits
@@ -28,9 +29,9 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Creates missing folders and starts to delete what earlier runs left in `ingest` and `trash`.
+    /// Creates missing folders and starts to delete what earlier runs left in `trash`.
     pub(crate) fn create(root: &Path) -> Result<Self> {
-        for name in ["blobs", "layers", "facts", "leases", "ingest", "trash"] {
+        for name in ["blobs", "layers", "facts", "leases", "pulls", "ingest", "trash"] {
             let path = root.join(name);
             fs::create_dir_all(&path).map_err(Error::storage("create", &path))?;
         }
@@ -43,7 +44,6 @@ impl Layout {
         let trash = Trash::new(root.join("trash"), |error| {
             tracing::warn!(%error, "cannot delete from the trash of the image store: tried again later and at the next start");
         });
-        trash.leftovers(root.join("ingest"));
         Ok(Self { root: root.to_owned(), trash })
     }
 
@@ -87,9 +87,27 @@ impl Layout {
         self.leases().join(format!("{owner}.json"))
     }
 
+    pub(crate) fn pulls(&self) -> PathBuf {
+        self.root.join("pulls")
+    }
+
+    pub(crate) fn pull(&self, name: &str) -> PathBuf {
+        self.pulls().join(format!("{name}.json"))
+    }
+
+    /// A name that no file of this or an earlier process has.
+    pub(crate) fn unique_name(&self) -> String {
+        self.trash.unique_name()
+    }
+
+    /// Starts to delete what earlier runs left in `ingest`.
+    pub(crate) fn empty_ingest(&self) {
+        self.trash.leftovers(self.root.join("ingest"));
+    }
+
     /// An unused path in `ingest`.
     pub(crate) fn new_ingest(&self) -> PathBuf {
-        self.root.join("ingest").join(self.trash.unique_name())
+        self.root.join("ingest").join(self.unique_name())
     }
 
     /// Deletes files and folders in the background.

@@ -1,37 +1,45 @@
-//! The images, layers and leases of this node: files on disk (`layout`, `blobs`, `index`, `lease`), what may be deleted
-//! (`gc`, `guards`), and what readers see (`index::Published`). Calls block unless they say otherwise.
+//! The images, layers and leases of this node: files on disk (`layout`, `blobs`, `index`, `lease`, `unfinished`), layers
+//! that pulls add (`layers`, `guards`), what may be deleted (`gc`), and what readers see (`index::Published`). Calls block
+//! unless they say otherwise.
 //!
-//! There are two locks, beside that of `published`, which is held to copy or replace a pointer. `images` is held during
-//! I/O by everything that changes images or moves layers and documents. `catalog` is held for memory accesses only, so
-//! that leases and look-ups never wait for a disk. Lock order: `images`, then `catalog`.
+//! There are three locks, beside that of `published`, which is held to copy or replace a pointer. `images` is held during
+//! I/O by everything that changes images or moves layers and documents, and `sync` while the file system is synced.
+//! `catalog` is held for memory accesses only, so that leases and look-ups never wait for a disk. Lock order: `images` or
+//! `sync`, then `catalog`.
 
 mod blobs;
 mod gc;
 mod guards;
 mod index;
+mod layers;
 mod layout;
 mod lease;
 mod open;
 mod pinned;
 mod prune;
+#[cfg(test)]
+mod tests;
+mod unfinished;
 
 pub(crate) use guards::{Ingest, Pins};
 
 use crate::error::{Error, Result};
 use crate::record::{ImageRecord, Usage};
 use crate::reference::{Digest, Reference};
-use crate::unpack::{self, LayerStats};
+use crate::unpack::LayerStats;
+use blobs::Durable;
+use bytes::Bytes;
 use causes::with_causes;
 use layout::{Layout, layer_name};
 use pinned::Pinned;
 pub(crate) use pinned::is_pattern;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::File;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// What is recorded about a layer, in a file of its own: its folder has a shortened name.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -54,7 +62,9 @@ pub(crate) struct NewImage<'a> {
     /// Diff ids as [`Store::overlay_layers`] returns them.
     pub(crate) layers: Vec<Digest>,
     /// The manifests, indexes and config, with their digests.
-    pub(crate) documents: &'a [(Digest, &'a [u8])],
+    pub(crate) documents: &'a [(Digest, Bytes)],
+    /// Whether [`Store::make_durable`] has made the documents durable.
+    pub(crate) durable_documents: bool,
 }
 
 /// What protects layers from deletion, and which layers there are.
@@ -62,9 +72,22 @@ pub(crate) struct NewImage<'a> {
 struct Catalog {
     /// Complete layers on disk, by folder name.
     layers: HashMap<String, Facts>,
+    /// Those of them that a power loss may damage. No image and no lease has one.
+    unsynced: HashSet<String>,
     leases: lease::Leases,
+    /// Pulls that run, or that failed and whose layers are kept.
+    unfinished: unfinished::Pulls,
+    /// How often layers of failed pulls were given up for their space.
+    times_given_up: u64,
     /// Digests that running pulls need, with the number of pulls.
     pins: HashMap<Digest, usize>,
+}
+
+impl Catalog {
+    /// Whether a lease has this layer.
+    fn is_leased(&self, diff_id: &Digest) -> bool {
+        self.leases.values().any(|lease| lease.layers.contains(diff_id))
+    }
 }
 
 /// The store of a node.
@@ -82,6 +105,14 @@ pub(crate) struct Store {
     read_only: Option<Error>,
     /// Whether layers without an image and a lease may be deleted: all leases were read, and the index may be written.
     may_collect: bool,
+    /// Whether [`Store::sweep`] may do so too: the index was not lost.
+    may_sweep: bool,
+    /// Layers that are not synced are kept within one boot: its id. Empty if it is not known.
+    boot: String,
+    /// The folder of layers, for syncfs(2): this descriptor reports every write error since it was opened.
+    sync: Mutex<File>,
+    /// Notified when a failed pull has left layers.
+    kept: Notify,
 }
 
 /// Locks. Poison is ignored: no code panics while it leaves one of the values half-changed.
@@ -113,117 +144,14 @@ impl Store {
         })
     }
 
-    /// Protects layers (by diff id) and documents (by digest) from deletion until the guard is dropped.
-    pub(crate) fn pin(self: &Arc<Self>, digests: Vec<Digest>) -> Pins {
-        let mut catalog = lock(&self.catalog);
-        for digest in &digests {
-            *catalog.pins.entry(*digest).or_default() += 1;
-        }
-        Pins { store: self.clone(), digests, kept: AtomicBool::new(false) }
-    }
-
-    /// Whether the complete, durable layer is in the store. It must be pinned, or it may be deleted at any time. Does
-    /// not block.
-    pub(crate) fn has_layer(&self, diff_id: &Digest) -> Result<bool> {
-        match lock(&self.catalog).layers.get(&layer_name(diff_id)) {
-            None => Ok(false),
-            Some(facts) if facts.diff_id == *diff_id => Ok(true),
-            Some(facts) => Err(Error::unsupported(
-                format!("layer {diff_id}"),
-                format!("the store has layer {}, whose diff id begins with the same digits", facts.diff_id),
-            )),
-        }
-    }
-
-    /// Creates a folder to unpack a layer into. It is deleted when the guard is dropped, unless the layer is published.
-    pub(crate) fn new_ingest(&self) -> Result<Ingest> {
-        let path = self.layout.new_ingest();
-        fs::create_dir(&path).map_err(Error::storage("create", &path))?;
-        Ok(Ingest { path, trash: self.layout.trash().clone(), published: false })
-    }
-
-    /// An unused path for a file that gets no name (`spool`).
-    pub(crate) fn new_spool_path(&self) -> PathBuf {
-        self.layout.new_ingest()
-    }
-
-    /// The folder of a layer that is in the store and pinned.
-    pub(crate) fn layer_folder(&self, diff_id: &Digest) -> PathBuf {
-        self.layout.layer(diff_id)
-    }
-
-    /// Makes an unpacked layer durable, then visible. Does nothing if the store has the layer.
-    pub(crate) fn publish_layer(
-        &self,
-        mut ingest: Ingest,
-        diff_id: &Digest,
-        stats: LayerStats,
-    ) -> Result<()> {
-        // The file system is synced once, because a sync of every file would cost a journal commit each.
-        File::open(&ingest.path)
-            .and_then(|folder| rustix::fs::syncfs(&folder).map_err(Into::into))
-            .map_err(Error::storage("sync", &ingest.path))?;
-        let facts = Facts { diff_id: *diff_id, stats };
-        let bytes = serde_json::to_vec(&facts).map_err(|error| Error::corrupt("layer facts", error))?;
-        let _images = lock(&self.images);
-        if self.has_layer(diff_id)? {
-            return Ok(());
-        }
-        let target = self.layout.layer(diff_id);
-        // There is a folder if its facts were lost. If it is leased, containers have it mounted: it stays and gets new
-        // facts. It is complete, as only complete layers are renamed to this place.
-        let leased = lock(&self.catalog).leases.values().any(|lease| lease.layers.contains(diff_id));
-        let stays = leased && target.is_dir();
-        if !stays {
-            gc::discard(&self.layout, &target)?;
-        }
-        blobs::write(&self.layout, &self.layout.facts_of(diff_id), &bytes, blobs::Durable::Yes)?;
-        if !stays {
-            fs::rename(&ingest.path, &target).map_err(Error::storage("rename to", &target))?;
-            ingest.published = true;
-            blobs::sync_folder(&self.layout.layers())?;
-        }
-        lock(&self.catalog).layers.insert(layer_name(diff_id), facts);
-        Ok(())
-    }
-
-    /// The image's layers as overlayfs must stack them, lowest first, each once. If an implicit folder would hide the
-    /// attributes of a lower layer's folder, a layer that corrects this is added on top (see [`unpack::corrections`]).
-    /// All layers must be in the store and pinned. The returned pins protect the added layer until the image is
-    /// committed.
-    pub(crate) fn overlay_layers(self: &Arc<Self>, diff_ids: &[Digest]) -> Result<(Vec<Digest>, Pins)> {
-        let mut layers = without_duplicates(diff_ids.iter().copied());
-        let sources: Vec<unpack::Layer> = {
-            let catalog = lock(&self.catalog);
-            let source = |layer: &Digest| {
-                let facts = catalog.layers.get(&layer_name(layer));
-                let implicit = facts.is_some_and(|facts| facts.stats.implicit > 0);
-                unpack::Layer { folder: self.layout.layer(layer), implicit }
-            };
-            layers.iter().rev().map(source).collect()
-        };
-        if sources.iter().all(|layer| !layer.implicit) {
-            return Ok((layers, self.pin(Vec::new())));
-        }
-        let ingest = self.new_ingest()?;
-        let Some((id, stats)) = unpack::corrections(&sources, ingest.path())? else {
-            return Ok((layers, self.pin(Vec::new())));
-        };
-        let pins = self.pin(vec![id]);
-        if !self.has_layer(&id)? {
-            self.publish_layer(ingest, &id, stats)?;
-        }
-        layers.push(id);
-        Ok((layers, pins))
-    }
-
     /// Reads a stored document; `None` if it is absent or damaged.
     pub(crate) fn document(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>> {
         blobs::get(&self.layout, digest, limit)
     }
 
     /// Stores an image's documents, its config among them, and gives it the names of `reference`, which makes it
-    /// visible. `top` is the digest that the reference resolved to. The layers must be in the store and pinned.
+    /// visible. `top` is the digest that the reference resolved to. The layers must be pinned and durable
+    /// ([`Store::make_durable`]).
     ///
     /// The lock is held all the time: a removal of the same image deletes its documents, and must do so before or after
     /// this call.
@@ -237,7 +165,12 @@ impl Store {
         let mut images = lock(&self.images);
         let mut documents = BTreeSet::new();
         for (digest, bytes) in image.documents {
-            blobs::put(&self.layout, digest, bytes)?;
+            // What no image has may be left from a pull that was killed before it was durable.
+            if image.durable_documents || index::has_document(&images, digest) {
+                blobs::put(&self.layout, digest, bytes, Durable::Yes)?;
+            } else {
+                blobs::write(&self.layout, &self.layout.blob(digest), bytes, Durable::Yes)?;
+            }
             documents.insert(*digest);
         }
         documents.remove(&id);
@@ -245,7 +178,8 @@ impl Store {
         {
             let catalog = lock(&self.catalog);
             for layer in &image.layers {
-                let facts = catalog.layers.get(&layer_name(layer));
+                let name = layer_name(layer);
+                let facts = catalog.layers.get(&name).filter(|_| !catalog.unsynced.contains(&name));
                 let facts = facts.ok_or_else(|| Error::corrupt(layer, "the layer is not in the store"))?;
                 size += facts.stats.bytes;
             }
@@ -291,28 +225,35 @@ impl Store {
     }
 
     /// Removes the image that `name` refers to, with all its names, and all layers and documents that nothing else
-    /// needs. Waits for the disk space.
+    /// needs. Waits for the disk space. Who calls this wants space, so the layers of failed pulls go in any case, also if
+    /// there is no such image.
     ///
     /// Works on a full disk: if there is no space for the smaller index, the image's config is deleted instead, because
     /// an image without a config counts as removed (`open`). The index is written once the layers are deleted.
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
-        let mut full = None;
+        let given_up = self.give_up_unfinished();
+        let (mut removed, mut full) = (false, None);
         {
             let mut images = lock(&self.images);
             let listed = self.published().find(name).and_then(|image| Digest::parse(&image.id));
             // A damaged image is not listed, but takes disk space too.
-            let Some(id) = listed.or_else(|| index::id_of(&images, name)) else { return Ok(()) };
-            let mut entries = images.clone();
-            entries.remove(&id);
-            match self.replace(&mut images, entries.clone()) {
-                Err(error) if error.is_full() => {
-                    gc::discard(&self.layout, &self.layout.blob(&id))?;
-                    blobs::sync_folder(&self.layout.blobs())?;
-                    self.publish(&mut images, entries);
-                    full = Some(error);
+            if let Some(id) = listed.or_else(|| index::id_of(&images, name)) {
+                let mut entries = images.clone();
+                entries.remove(&id);
+                match self.replace(&mut images, entries.clone()) {
+                    Err(error) if error.is_full() => {
+                        gc::discard(&self.layout, &self.layout.blob(&id))?;
+                        blobs::sync_folder(&self.layout.blobs())?;
+                        self.publish(&mut images, entries);
+                        full = Some(error);
+                    }
+                    replaced => replaced?,
                 }
-                replaced => replaced?,
+                removed = true;
             }
+        }
+        if !removed && !given_up {
+            return Ok(());
         }
         self.collect()?;
         // kubelet removes images to free disk space, measures it right afterwards, and evicts pods if it is too little.
@@ -333,17 +274,20 @@ impl Store {
         Ok(())
     }
 
-    /// Moves unreachable layers and documents to the trash.
+    /// Moves unreachable layers and documents to the trash, also those of failed pulls that are no longer kept.
     pub(crate) fn collect(&self) -> Result<()> {
+        self.expire();
         if !self.may_collect {
             return Ok(());
         }
         let images = lock(&self.images);
         let reachable = {
             let mut catalog = lock(&self.catalog);
-            let reachable = gc::Reachable::new(&images, &catalog.leases, catalog.pins.keys());
+            let reachable =
+                gc::Reachable::new(&images, &catalog.leases, &catalog.unfinished, catalog.pins.keys());
             // From here on pulls do not find these layers, and no lease can be taken on them.
             catalog.layers.retain(|name, _| reachable.has_layer(name));
+            catalog.unsynced.retain(|name| reachable.has_layer(name));
             reachable
         };
         gc::trash_unreachable(&self.layout, &reachable)

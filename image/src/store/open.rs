@@ -2,40 +2,32 @@
 
 use super::layout::{Layout, layer_name};
 use super::pinned::Pinned;
-use super::{Catalog, Facts, MAX_FACTS, Store, blobs, gc, index, lease};
+use super::{Catalog, Facts, MAX_FACTS, Store, blobs, index, lease, unfinished};
 use crate::error::{Error, Result};
 use crate::reference::Digest;
 use causes::with_causes;
 use std::collections::{BTreeSet, HashMap};
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
+use tokio::sync::Notify;
 
 impl Store {
-    /// Reads the index, the leases and the facts of layers, and moves what a crash left to the trash. Damaged files are
-    /// logged and cost as little as possible.
-    pub(crate) fn open(root: &Path, pinned: &[String]) -> Result<Self> {
+    /// Reads the index, the leases, the records of unfinished pulls and the facts of layers. Damaged files are logged and
+    /// cost as little as possible. Deletes nothing: [`Store::sweep`] does. `boot` is the id of this boot.
+    pub(crate) fn open(root: &Path, pinned: &[String], boot: &str) -> Result<Self> {
         let layout = Layout::create(root)?;
         let (mut entries, index) = load_index(&layout);
         entries.retain(|id, _| !is_removed(&layout, id));
         let (leases, complete) = lease::read_all(&layout)?;
         let mut catalog = Catalog { leases, ..Catalog::default() };
-        let reachable = gc::Reachable::new(&entries, &catalog.leases, std::iter::empty());
-        // Without the index, all layers without a lease are unreachable. They stay until the next removal or failed
-        // pull, so that the index can be repaired.
-        if complete && matches!(index, Index::Complete) {
-            // A failure only costs disk space, so the daemon must start nevertheless.
-            if let Err(error) = gc::trash_unreachable(&layout, &reachable) {
-                tracing::warn!(
-                    error = with_causes(&error),
-                    "cannot delete unused layers: the next image removal tries again"
-                );
-            }
-        }
-        catalog.layers = read_layers(&layout, &entries, &catalog.leases)?;
+        catalog.layers = named_layers(&layout, &entries, &catalog.leases);
+        add_unfinished(&layout, &mut catalog, unfinished::read_all(&layout, boot));
         let pinned = Pinned::new(pinned);
         let before = index::Published::default();
         let published = index::Published::new(&layout, &entries, &pinned, &before, &catalog.layers);
+        let folder = layout.layers();
+        let sync = File::open(&folder).map_err(Error::storage("open", &folder))?;
         Ok(Self {
             layout,
             pinned: RwLock::new(Arc::new(pinned)),
@@ -43,8 +35,22 @@ impl Store {
             catalog: Mutex::new(catalog),
             published: RwLock::new(Arc::new(published)),
             may_collect: complete && !matches!(index, Index::ReadOnly(_)),
+            may_sweep: complete && matches!(index, Index::Complete),
             read_only: index.into_reason(),
+            boot: boot.to_owned(),
+            sync: Mutex::new(sync),
+            kept: Notify::new(),
         })
+    }
+
+    /// Deletes what earlier processes left: half-made layers and files, records of pulls, unreachable layers. Pulls may run
+    /// meanwhile. A failure only costs disk space.
+    pub(crate) fn sweep(&self) -> Result<()> {
+        self.layout.empty_ingest();
+        self.rewrite_unfinished()?;
+        // Without the index, all layers without a lease are unreachable. They stay until the next removal or failed
+        // pull, so that the index can be repaired.
+        if self.may_sweep { self.collect() } else { Ok(()) }
     }
 }
 
@@ -117,29 +123,50 @@ fn now() -> u64 {
 }
 
 /// The facts of all layers that images and leases have and that are on disk, by folder name.
-fn read_layers(
-    layout: &Layout,
-    entries: &index::Entries,
-    leases: &lease::Leases,
-) -> Result<HashMap<String, Facts>> {
+fn named_layers(layout: &Layout, entries: &index::Entries, leases: &lease::Leases) -> HashMap<String, Facts> {
     let of_images = entries.values().flat_map(|entry| &entry.layers);
     let leased = leases.values().flat_map(|lease| &lease.layers);
     let wanted: BTreeSet<Digest> = of_images.chain(leased).copied().collect();
     let mut layers = HashMap::new();
     for diff_id in wanted {
-        let facts = blobs::read(&layout.facts_of(&diff_id), MAX_FACTS).unwrap_or_else(|error| {
-            tracing::warn!(%diff_id, error = with_causes(&error), "cannot read the facts of a layer");
-            None
-        });
-        let facts = facts.and_then(|bytes| serde_json::from_slice::<Facts>(&bytes).ok());
-        match facts {
-            Some(facts) if layout.layer(&diff_id).is_dir() => {
+        match read_layer(layout, &diff_id) {
+            Some(facts) => {
                 layers.insert(layer_name(&diff_id), facts);
             }
-            _ => {
+            None => {
                 tracing::warn!(%diff_id, "layer is missing: its images are not listed until they are pulled again")
             }
         }
     }
-    Ok(layers)
+    layers
+}
+
+/// Adds the layers that unfinished pulls have completed. A pull without such a layer is left out.
+fn add_unfinished(layout: &Layout, catalog: &mut Catalog, pulls: unfinished::Pulls) {
+    for (name, mut pull) in pulls {
+        pull.layers.retain(|diff_id| {
+            let name = layer_name(diff_id);
+            if catalog.layers.contains_key(&name) {
+                // Of another pull, or an image or a lease has it.
+                return catalog.unsynced.contains(&name);
+            }
+            let Some(facts) = read_layer(layout, diff_id) else { return false };
+            catalog.unsynced.insert(name.clone());
+            catalog.layers.insert(name, facts);
+            true
+        });
+        if !pull.layers.is_empty() {
+            catalog.unfinished.insert(name, pull);
+        }
+    }
+}
+
+/// The facts of a layer, if they and its folder are there and undamaged.
+fn read_layer(layout: &Layout, diff_id: &Digest) -> Option<Facts> {
+    let bytes = blobs::read(&layout.facts_of(diff_id), MAX_FACTS).unwrap_or_else(|error| {
+        tracing::warn!(%diff_id, error = with_causes(&error), "cannot read the facts of a layer");
+        None
+    })?;
+    let facts = serde_json::from_slice::<Facts>(&bytes).ok()?;
+    (facts.diff_id == *diff_id && layout.layer(diff_id).is_dir()).then_some(facts)
 }

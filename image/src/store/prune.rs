@@ -1,5 +1,6 @@
 //! Removal of what nothing uses.
 
+use super::unfinished::Pulls;
 use super::{MAX_SPACE_WAIT, Store, gc, lock};
 use crate::error::Result;
 use crate::record::{ImageRecord, Pruned};
@@ -14,6 +15,7 @@ impl Store {
             self.published().images.iter().filter(|image| self.is_unused(image)).cloned().collect();
         let bytes = self.only_of(&images);
         if !dry_run {
+            self.give_up_unfinished();
             // A container may have leased one meanwhile.
             for image in images.iter().filter(|image| self.is_unused(image)) {
                 self.remove(&image.id)?;
@@ -36,7 +38,9 @@ impl Store {
             entries.remove(&id);
         }
         let catalog = lock(&self.catalog);
-        let stays = gc::Reachable::new(&entries, &catalog.leases, catalog.pins.keys());
+        // Pulls that run have pinned their layers.
+        let failed = Pulls::new();
+        let stays = gc::Reachable::new(&entries, &catalog.leases, &failed, catalog.pins.keys());
         let gone = catalog.layers.iter().filter(|(name, _)| !stays.has_layer(name));
         gone.map(|(_, facts)| facts.stats.bytes).sum()
     }

@@ -20,6 +20,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -168,7 +170,7 @@ pub struct Shared {
 pub struct Faulty {
     pub address: String,
     pub shared: Arc<Mutex<Shared>>,
-    task: tokio::task::JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
 impl Drop for Faulty {
@@ -375,17 +377,25 @@ fn part_of(bytes: &[u8], range: Option<&str>) -> Response<Body> {
     }
 }
 
+/// A name that no image has.
+pub const NOTHING: &str = "registry.test/nothing:1";
+
 /// A store in a temporary folder, with short time limits.
 pub struct Node {
     pub folder: TempDir,
     pub store: ImageStore,
+    upkeep: Option<JoinHandle<()>>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 impl Node {
     pub fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let store = ImageStore::open(Self::options(folder.path())).unwrap();
-        Self { folder, store }
+        Self::with(|_| {})
     }
 
     /// A store with other options.
@@ -394,11 +404,27 @@ impl Node {
         let mut options = Self::options(folder.path());
         change(&mut options);
         let store = ImageStore::open(options).unwrap();
-        Self { folder, store }
+        let mut node = Self { folder, store, upkeep: None };
+        node.begin();
+        node
+    }
+
+    /// As the daemon does once it serves.
+    fn begin(&mut self) {
+        let store = self.store.clone();
+        self.upkeep =
+            Handle::try_current().ok().map(|runtime| runtime.spawn(async move { store.upkeep().await }));
+    }
+
+    fn end(&mut self) {
+        if let Some(upkeep) = self.upkeep.take() {
+            upkeep.abort();
+        }
     }
 
     pub fn options(folder: &Path) -> Options {
         let mut options = Options::new(folder.join("store"), folder.join("certs"));
+        "this boot".clone_into(&mut options.boot_id);
         options.idle_timeout = Duration::from_millis(700);
         options.connect_timeout = Duration::from_millis(500);
         options
@@ -415,18 +441,28 @@ impl Node {
     }
 
     pub fn reopen(&mut self) {
-        self.store = ImageStore::open(Self::options(self.folder.path())).unwrap();
+        self.reopen_with(|_| {});
+    }
+
+    pub fn reopen_with(&mut self, change: impl FnOnce(&mut Options)) {
+        self.end();
+        let mut options = Self::options(self.folder.path());
+        change(&mut options);
+        self.store = ImageStore::open(options).unwrap();
+        self.begin();
     }
 
     pub fn count(&self, folder: &str) -> usize {
         std::fs::read_dir(self.root().join(folder)).unwrap().count()
     }
 
-    /// Asserts that the store is empty; waits for deletion in the background.
+    /// Asserts that the store is empty, once the layers of failed pulls are given up; waits for deletion in the
+    /// background.
     pub async fn assert_empty(&self) {
-        let folders = ["blobs", "layers", "facts", "leases", "ingest", "trash"];
+        let folders = ["blobs", "layers", "facts", "leases", "pulls", "ingest", "trash"];
         let mut left = Vec::new();
         for _ in 0..1500 {
+            self.store.remove(NOTHING).await.unwrap();
             left = folders.iter().filter(|folder| self.count(folder) > 0).copied().collect();
             if left.is_empty() {
                 return;

@@ -21,7 +21,12 @@ pub fn monotonic_us() -> u64 {
     u64::try_from(time.tv_sec().saturating_mul(1_000_000).saturating_add(time.tv_nsec() / 1000)).unwrap_or(0)
 }
 
-/// Every Linux has both clocks, so the call does not fail.
+/// Seconds since the boot, also those in which the host slept. Nobody can set this clock.
+pub fn since_boot_s() -> u64 {
+    u64::try_from(read(ClockId::CLOCK_BOOTTIME).tv_sec()).unwrap_or(0)
+}
+
+/// Every Linux has these clocks, so the call does not fail.
 fn read(clock: ClockId) -> TimeSpec {
     clock.now().unwrap_or(TimeSpec::new(0, 0))
 }
