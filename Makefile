@@ -120,9 +120,9 @@ FUZZ_SECONDS := 600
 
 FUZZ = cargo +nightly fuzz run $$target $$corpus -- -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -timeout=10 -malloc_limit_mb=8
 
-fuzz: ## Fuzz the streaming protocols, image documents and what CNI plugins print (nightly compiler, cargo-fuzz); FUZZ_SECONDS=n for each target
+fuzz: ## Fuzz the streaming protocols, what registries send, image layers, hosts.toml, config.json and what CNI plugins print (nightly compiler, cargo-fuzz); FUZZ_SECONDS=n for each target
 	cd runtime/streaming && for target in exec headers forward upgrade; do corpus=; $(FUZZ); done
-	cd image && for target in manifest config reference; do corpus=; $(FUZZ); done
+	cd image && for target in manifest config reference layer unpack hosts challenge credentials; do corpus=; $(FUZZ); done
 	cd runtime/network && for target in result configuration; do \
 		corpus="fuzz/corpus/$$target fixtures/$$target"; mkdir -p $$corpus; $(FUZZ); done
 

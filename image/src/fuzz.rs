@@ -55,6 +55,31 @@ pub fn config(json: &[u8]) {
     }
 }
 
+/// Any archive as a layer's.
+pub fn layer(data: &[u8]) {
+    crate::unpack::properties::archive(data);
+}
+
+/// Any archive, unpacked into a temporary folder. Needs root.
+pub fn unpack(data: &[u8]) {
+    crate::unpack::properties::unpacked(data);
+}
+
+/// Any values of the header WWW-Authenticate, one in each line.
+pub fn challenge(data: &[u8]) {
+    crate::registry::properties::challenge(data);
+}
+
+/// Any `hosts.toml`.
+pub fn hosts(data: &[u8]) {
+    crate::registry::properties::hosts(data);
+}
+
+/// Any `config.json` of Docker.
+pub fn credentials(data: &[u8]) {
+    crate::registry::properties::credentials(data);
+}
+
 /// Any text as an image's name.
 pub fn reference(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -152,6 +177,11 @@ mod tests {
             (seeds::manifest(), super::document as fn(&[u8])),
             (seeds::config(), super::config),
             (seeds::reference(), super::reference),
+            (seeds::layer(), super::layer),
+            (seeds::unpack(), super::unpack),
+            (seeds::challenge(), super::challenge),
+            (seeds::hosts(), super::hosts),
+            (seeds::credentials(), super::credentials),
         ] {
             assert!(seeds.len() > 5);
             seeds.iter().for_each(|seed| check(seed));

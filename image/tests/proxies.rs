@@ -5,7 +5,7 @@
 mod common;
 
 use common::programs::{Running, listening_on, self_signed};
-use common::{Faulty, Node, two_layers};
+use common::{Fault, Faulty, Node, two_layers};
 use image::{Error, Proxies};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -71,6 +71,35 @@ async fn http_goes_through_the_proxy() {
         let direct = [("HTTP_PROXY", at("user:secret@")), ("no_proxy", exception.to_owned())];
         assert!(matches!(pull(&direct).await, Err(Error::Unavailable { .. })), "{exception}");
     }
+}
+
+/// Loopback addresses are never reached through a proxy, so they are the node's own.
+#[tokio::test]
+async fn a_registry_elsewhere_does_not_lead_to_this_node() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_proxy, port) = tinyproxy(folder.path()).await;
+    let (registry, service) = (Faulty::start().await, Faulty::start().await);
+    let image = two_layers();
+    registry.push("a/b", "v", &image);
+    service.push("a/b", "v", &image);
+    let authority = format!("registry.test:{}", port_of(&registry));
+    let all = format!("http://user:secret@127.0.0.1:{port}");
+    let node = Node::with(|options| options.proxies = proxies(&[("ALL_PROXY", all)]));
+    node.hosts(&authority, &format!("server = \"http://{authority}\"\n"));
+    let pull = async || node.store.pull(&format!("{authority}/a/b:v"), None).await;
+    // By its address, and by a name that is resolved here.
+    for host in [service.address.clone(), format!("localhost:{}", port_of(&service))] {
+        registry.fault("/manifests/", 1, Fault::Redirect(format!("http://{host}/v2/a/b/manifests/v")));
+        let error = pull().await.unwrap_err();
+        assert!(error.to_string().contains("is a loopback address, where"), "{error}");
+        let realm = format!("http://{host}/token");
+        registry.shared.lock().unwrap().token = Some(("t0ken".into(), realm, None));
+        let error = pull().await.unwrap_err();
+        assert!(error.to_string().contains("is a loopback address, where"), "{error}");
+        registry.shared.lock().unwrap().token = None;
+    }
+    assert_eq!(service.requests(""), 0);
+    pull().await.unwrap();
 }
 
 /// TLS in front of a server; `folder` has its certificate.

@@ -162,3 +162,61 @@ async fn client_certificates() {
         assert_eq!(pulled.is_ok(), is_served, "{client}: {pulled:?}");
     }
 }
+
+/// A registry that asks for a client certificate, with its token server and its storage on another host.
+#[tokio::test]
+async fn settings_of_tls_are_for_their_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = start(None).await;
+    let image = image();
+    push(&registry, "team/app", "1.0", &image).await;
+    self_signed(folder.path(), "server", "IP:127.0.0.1,IP:127.0.0.2");
+    self_signed(folder.path(), "client", "DNS:node");
+    std::fs::write(folder.path().join("token.json"), "{\"token\":\"t0ken\"}").unwrap();
+    let servers = format!(
+        "log_format client '$host $uri $ssl_client_verify'; default_type application/json;\n\
+         ssl_certificate $FOLDER/server.crt; ssl_certificate_key $FOLDER/server.key;\n\
+         ssl_client_certificate $FOLDER/client.crt;\n\
+         server {{\n\
+           listen 127.0.0.1:$PORT ssl; access_log $FOLDER/clients.log client; ssl_verify_client on;\n\
+           location /v2/ {{\n\
+             error_page 401 = @challenge;\n\
+             if ($http_authorization != \"Bearer t0ken\") {{ return 401; }}\n\
+             rewrite ^/v2/(.*/blobs/.*)$ https://127.0.0.2:$PORT/v2/$1 redirect;\n\
+             proxy_pass http://{storage};\n\
+           }}\n\
+           location @challenge {{\n\
+             add_header WWW-Authenticate 'Bearer realm=\"https://127.0.0.2:$PORT/token\"' always;\n\
+             return 401 '';\n\
+           }}\n\
+         }}\n\
+         server {{\n\
+           listen 127.0.0.2:$PORT ssl; access_log $FOLDER/clients.log client; ssl_verify_client optional_no_ca;\n\
+           location = /token {{ alias $FOLDER/token.json; }}\n\
+           location /v2/ {{ proxy_pass http://{storage}; }}\n\
+         }}\n",
+        storage = registry.address
+    );
+    let (_nginx, port) = nginx(folder.path(), &servers).await;
+    let path = |file: &str| folder.path().join(file).display().to_string();
+    let (node, authority) = (Node::new(), format!("127.0.0.1:{port}"));
+    let name = format!("{authority}/team/app:1.0");
+    let client = format!("client = [[{:?}, {:?}]]\n", path("client.crt"), path("client.key"));
+    let (ca, server) =
+        (format!("ca = {:?}\n", path("server.crt")), format!("server = \"https://{authority}\"\n"));
+    // It is not verified, but what it leads to is.
+    node.hosts(&authority, &format!("{server}{client}skip_verify = true\n"));
+    let error = node.store.pull(&name, None).await.unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("token realm 127.0.0.2:{port}: ")) && error.contains("certificate"),
+        "{error}"
+    );
+    // The CA is trusted for all.
+    node.hosts(&authority, &format!("{server}{client}{ca}"));
+    assert_eq!(node.store.pull(&name, None).await.unwrap().id, image.config);
+    let log = std::fs::read_to_string(folder.path().join("clients.log")).unwrap();
+    let of = |host: &str| log.lines().filter(|line| line.starts_with(host)).collect::<Vec<_>>();
+    let (own, other) = (of("127.0.0.1 "), of("127.0.0.2 "));
+    assert!(own.len() > 4 && own.iter().all(|line| line.ends_with(" SUCCESS")), "{log}");
+    assert!(other.len() >= 4 && other.iter().all(|line| line.ends_with(" NONE")), "{log}");
+}

@@ -3,9 +3,8 @@
 use super::docker_config::DockerConfig;
 use super::plain_text::one_line;
 use super::proxy::Proxies;
-use super::{auth, hosts_file};
+use super::{hosts_file, properties};
 use hyper::Uri;
-use hyper::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use proptest::prelude::*;
 
 /// Text made of these pieces and of any characters.
@@ -25,12 +24,7 @@ proptest! {
             0..4,
         ),
     ) {
-        let values = values.iter().filter_map(|value| HeaderValue::from_bytes(value.as_bytes()).ok());
-        let headers: HeaderMap = values.map(|value| (WWW_AUTHENTICATE, value)).collect();
-        if let Some(auth::Challenge::Bearer { realm, .. }) = auth::challenge(&headers) {
-            let sent: usize = headers.values().map(HeaderValue::len).sum();
-            prop_assert!(realm.len() <= sent);
-        }
+        properties::challenge(values.join("\n").as_bytes());
     }
 
     #[test]
@@ -40,10 +34,7 @@ proptest! {
             "client", "capabilities", "dial_timeout", "\"1s\"", "[", "true", "7", "{", "}", ",", ".",
         ]),
     ) {
-        // What is refused has a text of limited length.
-        if let Err(problem) = hosts_file::parse(text.as_bytes()) {
-            prop_assert!(problem.to_string().len() < 2000);
-        }
+        properties::hosts(text.as_bytes());
         if let Ok(time) = hosts_file::duration(&text) {
             prop_assert!(!time.is_zero());
         }
@@ -58,9 +49,7 @@ proptest! {
         registry in text(&["r", ".", "example", ":", "5000", "*", "docker.io"]),
         path in text(&["a", "/", "b"]),
     ) {
-        if let Ok(config) = DockerConfig::parse(text.as_bytes()) {
-            prop_assert!(config.sources(&registry, &path).len() <= 2);
-        }
+        properties::credentials(text.as_bytes());
         // Any key of an entry may be compared with any registry.
         let entry = serde_json::json!({"auths": {&text: {"auth": "dXNlcjpw"}, &registry: {"auth": "dXNlcjpw"}}});
         let config = DockerConfig::parse(entry.to_string().as_bytes()).unwrap();

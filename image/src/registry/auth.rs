@@ -1,9 +1,11 @@
 //! Credentials and authentication challenges: what to send to which host. Pure; `client` sends it.
 
 use super::mirror::{self, Host};
+use super::reach;
 use crate::Auth;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use hyper::Uri;
 use hyper::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -26,7 +28,7 @@ pub(crate) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
     for (scheme, mut parameters) in texts.flat_map(challenges) {
         let mut take = |name: &str| {
             let at = parameters.iter().position(|(key, _)| key.eq_ignore_ascii_case(name))?;
-            Some(parameters.swap_remove(at).1)
+            Some(parameters.remove(at).1)
         };
         if scheme.eq_ignore_ascii_case("basic") {
             basic = true;
@@ -138,9 +140,57 @@ pub(crate) fn form(pairs: &[(&str, &str)]) -> String {
     pairs.collect::<Vec<_>>().join("&")
 }
 
+/// The URL of a token server. `None` if a challenge's realm is not the URL of a host by http or https, or has a user.
+pub(crate) fn realm_url(realm: &str) -> Option<Uri> {
+    let url: Uri = realm.parse().ok()?;
+    let authority = url.authority()?.as_str();
+    let has_host = url.host().is_some_and(|host| !host.is_empty());
+    let is_valid = has_host && !authority.contains('@') && reach::has_valid_port(authority);
+    (is_valid && matches!(url.scheme_str(), Some("http" | "https"))).then_some(url)
+}
+
+/// A URL with these pairs in its query, behind those that it has; `None` if that would be no URL.
+pub(crate) fn with_query(url: &Uri, pairs: &[(&str, &str)]) -> Option<Uri> {
+    let joint = if url.query().is_some() { '&' } else { '?' };
+    let path = url.path_and_query().map_or("/", |path| path.as_str());
+    let path = format!("{path}{joint}{}", form(pairs));
+    Uri::builder()
+        .scheme(url.scheme_str()?)
+        .authority(url.authority()?.as_str())
+        .path_and_query(path)
+        .build()
+        .ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn urls_of_token_servers() {
+        for (realm, expected) in [
+            ("https://a/t", "https://a/t?scope=x%3Ay"),
+            ("http://a:80", "http://a:80/?scope=x%3Ay"),
+            ("https://a/t?b=c", "https://a/t?b=c&scope=x%3Ay"),
+            // A fragment would hide what follows it.
+            ("https://a/t#here", "https://a/t?scope=x%3Ay"),
+        ] {
+            let url = realm_url(realm).and_then(|url| with_query(&url, &[("scope", "x:y")]));
+            assert_eq!(url.map(|url| url.to_string()).as_deref(), Some(expected));
+        }
+        for realm in [
+            "",
+            "/t",
+            "a/t",
+            "ftp://a/t",
+            "https:///t",
+            "https://u@a/t",
+            "https://a:99999/t",
+            "https://a:x/t",
+        ] {
+            assert_eq!(realm_url(realm), None, "{realm}");
+        }
+    }
 
     fn headers(values: &[&'static str]) -> HeaderMap {
         values.iter().map(|value| (WWW_AUTHENTICATE, HeaderValue::from_static(value))).collect()

@@ -12,19 +12,22 @@
 
 mod blob;
 mod fault;
+mod location;
 mod request;
 mod source;
 mod token;
 mod words;
 
 use self::blob::Blob;
-use self::fault::{Fault, HostFaults};
+use self::fault::{Fault, HostFaults, Silence};
 use self::request::Get;
 use super::connect::Connector;
 use super::credentials::{self, Credentials};
-use super::health::Health;
+use super::dns::Of;
+use super::health::{self, Health};
 use super::mirror::{self, Host};
 use super::proxy::Proxies;
+use super::reach::{Nearness, OutOfReach, Reach};
 use super::tls::Tls;
 use crate::error::{Error, Result};
 use crate::manifest::{ACCEPT, Descriptor};
@@ -33,10 +36,12 @@ use crate::source::Fetched;
 use crate::{Auth, Options};
 use bytes::Bytes;
 use http_body_util::Full;
+use hyper::Uri;
 use hyper::header::HeaderValue;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use rustls::ClientConfig;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -66,7 +71,12 @@ pub(crate) struct Registry {
 #[derive(Debug)]
 struct Endpoint {
     host: Host,
+    /// For the host itself, with all that `hosts.toml` says about its TLS.
     http: Http,
+    /// For the hosts near it that it leads to, and for all others: see [`Endpoint::client_for`].
+    near: Http,
+    other: Http,
+    reach: Arc<Reach>,
     /// Credentials that may be sent to this host.
     credentials: Credentials,
     /// The Authorization header to send: `None` until a host asks for one.
@@ -93,22 +103,27 @@ impl Registry {
         };
         let mut endpoints = Vec::new();
         for host in mirror::hosts(&options.certs_dir, registry)? {
-            let tls = if host.scheme == "https" {
-                host.tls.client_config()?
-            } else {
-                // For redirects to https from a host that is configured with http.
-                Tls::default().client_config()?
-            };
             // A proxy's certificate may be of the same CA, but the proxy gets no client certificate.
             let for_proxies = Tls { authorities: host.tls.authorities.clone(), ..Tls::default() };
             let for_proxies =
                 options.proxies.any_by_tls().then(|| for_proxies.client_config()).transpose()?;
             let limit = host.dial_timeout.unwrap_or(options.connect_timeout);
-            let connector = Connector::new(limit, options.proxies.clone(), for_proxies);
-            let http = Client::builder(TokioExecutor::new()).build(HttpsConnector::from((connector, tls)));
+            let reach = Arc::new(Reach::of(&host.authority));
+            let client = |of: Of, tls: ClientConfig| {
+                let connector =
+                    Connector::new(limit, (of, &reach), options.proxies.clone(), for_proxies.clone());
+                Client::builder(TokioExecutor::new()).build(HttpsConnector::from((connector, tls)))
+            };
+            let itself = if host.is_named { Of::Named } else { Of::Any };
+            let (own, near, other) = tls_of(&host)?;
+            let (http, near, other) =
+                (client(itself, own), client(Of::Others, near), client(Of::Others, other));
             let is_other = host.authority != mirror::own_authority(registry);
             endpoints.push(Endpoint {
                 http,
+                near,
+                other,
+                reach,
                 credentials: Credentials::for_host(&host, (registry, repository), auth, node.clone()),
                 authorization: Mutex::new(None),
                 namespace: is_other.then(|| registry.to_owned()),
@@ -288,8 +303,11 @@ impl Registry {
                 Some(found)
             }
             Err(fault) => {
-                if let Fault::Transient { reason, .. } = &fault {
+                if let Fault::Transient { reason, silence, .. } = &fault {
                     self.failed(endpoint, reason);
+                    if *silence == Silence::Own {
+                        self.health.is_silent(&endpoint.key());
+                    }
                 }
                 faults.add(endpoint, fault);
                 None
@@ -297,16 +315,20 @@ impl Registry {
         }
     }
 
-    /// Remembers that a host failed.
+    /// Remembers for this pull that a host failed.
     fn failed(&self, endpoint: &Endpoint, reason: &str) {
-        self.health.failed(&endpoint.key(), reason);
         *endpoint.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
     }
 
-    /// Why a host failed in this pull, or lately in another one.
+    /// Why a host should not be asked: it failed in this pull, or was silent in another one.
     fn failure(&self, endpoint: &Endpoint) -> Option<String> {
         let failure = endpoint.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        failure.or_else(|| self.health.failure(&endpoint.key()))
+        let silent = || {
+            let ago = health::MEMORY.as_secs();
+            let was_silent = self.health.was_silent(&endpoint.key());
+            was_silent.then(|| format!("because another pull had no answer from it less than {ago} s ago"))
+        };
+        failure.map(|reason| format!("again after: {reason}")).or_else(silent)
     }
 
     /// Retries a request to one host while its fault may be temporary. If another host can be asked, a host that cannot
@@ -322,9 +344,9 @@ impl Registry {
                 Err(fault @ Fault::Transient { .. }) => fault,
                 other => return other,
             };
-            let Fault::Transient { reason, retry_after, is_silent } = &fault else { return Err(fault) };
+            let Fault::Transient { reason, retry_after, silence } = &fault else { return Err(fault) };
             let Some(wait) = waits.next() else { return Err(fault) };
-            if *is_silent {
+            if *silence != Silence::No {
                 if !is_last {
                     return Err(fault);
                 }
@@ -341,10 +363,37 @@ impl Registry {
 }
 
 impl Endpoint {
+    /// The client for a host that this one leads to. The client certificate and headers of `hosts.toml` are for the host
+    /// that they are configured for. Its `ca` is trusted for all, as token servers and storage often have certificates of
+    /// the same CA. `skip_verify` holds for hosts near it: a registry with a certificate that nobody has signed has its
+    /// token server beside it, with another such certificate.
+    fn client_for(&self, url: &Uri) -> Result<&Http, OutOfReach> {
+        match Nearness::of(url, &self.host.authority) {
+            Nearness::Same => Ok(&self.http),
+            Nearness::Sibling => self.reach.check_url(url).map(|()| &self.near),
+            Nearness::Other => self.reach.check_url(url).map(|()| &self.other),
+        }
+    }
+
     /// Its name among the hosts of all pulls.
     fn key(&self) -> String {
         format!("{}://{}", self.host.scheme, self.host.authority)
     }
+}
+
+/// The TLS for a host, for the hosts near it that it leads to, and for others (see [`Endpoint::client_for`]).
+fn tls_of(host: &Host) -> Result<(ClientConfig, ClientConfig, ClientConfig)> {
+    if host.scheme == "http" {
+        // For redirects to https from a host that is configured with http.
+        let tls = Tls::default().client_config()?;
+        return Ok((tls.clone(), tls.clone(), tls));
+    }
+    let own = host.tls.client_config()?;
+    let without_client = Tls { clients: Vec::new(), ..host.tls.clone() };
+    let near = if host.tls.clients.is_empty() { own.clone() } else { without_client.client_config()? };
+    let verified = Tls { skip_verify: false, ..without_client };
+    let other = if host.tls.skip_verify { verified.client_config()? } else { near.clone() };
+    Ok((own, near, other))
 }
 
 /// What a pull may fetch of a repository.

@@ -1,8 +1,9 @@
 //! Connections to hosts: directly, or through the proxy of the request (`proxy`). The TLS to the host itself comes
 //! above, so a proxy sees only that of https.
 
-use super::dns::Resolver;
+use super::dns::{Of, Resolver};
 use super::proxy::{Kind, Proxies, Proxy};
+use super::reach::Reach;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use http_body_util::Empty;
@@ -37,27 +38,38 @@ enum ProxyError {
 #[derive(Debug, Clone)]
 pub(crate) struct Connector {
     tcp: HttpConnector<Resolver>,
+    to_proxies: HttpConnector<Resolver>,
     /// To proxies that are reached by TLS, if there are any.
     tls: Option<HttpsConnector<HttpConnector<Resolver>>>,
     proxies: Arc<Proxies>,
 }
 
 impl Connector {
-    /// `limit` is the time for a TCP connection, `tls` how the certificates of proxies are verified.
-    pub(crate) fn new(limit: Duration, proxies: Arc<Proxies>, tls: Option<ClientConfig>) -> Self {
-        let mut tcp = HttpConnector::new_with_resolver(Resolver);
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(limit));
-        let tls = tls.map(|tls| HttpsConnector::from((tcp.clone(), tls)));
-        Self { tcp, tls, proxies }
+    /// `limit` is the time for a TCP connection, `tls` how the certificates of proxies are verified. Names are resolved as
+    /// those `of` a registry with this reach.
+    pub(crate) fn new(
+        limit: Duration,
+        (of, reach): (Of, &Arc<Reach>),
+        proxies: Arc<Proxies>,
+        tls: Option<ClientConfig>,
+    ) -> Self {
+        let tcp = |of| {
+            let mut tcp = HttpConnector::new_with_resolver(Resolver::new(reach.clone(), of));
+            tcp.enforce_http(false);
+            tcp.set_nodelay(true);
+            tcp.set_connect_timeout(Some(limit));
+            tcp
+        };
+        let to_proxies = tcp(Of::Any);
+        let tls = tls.map(|tls| HttpsConnector::from((to_proxies.clone(), tls)));
+        Self { tcp: tcp(of), to_proxies, tls, proxies }
     }
 
     /// A connection to the proxy itself.
     async fn reach_proxy(mut self, proxy: &Proxy) -> Result<Stream, BoxError> {
         Ok(match &mut self.tls {
             Some(tls) if proxy.kind == Kind::Https => Stream::new(tls.call(proxy.uri.clone()).await?),
-            _ => Stream::new(self.tcp.call(proxy.uri.clone()).await?),
+            _ => Stream::new(self.to_proxies.call(proxy.uri.clone()).await?),
         })
     }
 
@@ -68,7 +80,7 @@ impl Connector {
         let port = target.port_u16().unwrap_or(if is_https { 443 } else { 80 });
         let name = format!("{}:{port}", target.host().unwrap_or_default());
         if proxy.kind == Kind::Socks5 {
-            let mut socks = SocksV5::new(proxy.uri.clone(), self.tcp);
+            let mut socks = SocksV5::new(proxy.uri.clone(), self.to_proxies);
             if let Some((user, password)) = proxy.login.clone() {
                 socks = socks.with_auth(user, password);
             }

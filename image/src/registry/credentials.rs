@@ -59,7 +59,8 @@ impl Credentials {
         given: Option<&Auth>,
         config: Option<Arc<DockerConfig>>,
     ) -> Self {
-        let given = given.filter(|given| auth::may_receive(given, host, registry));
+        // A request may name a server and have no credentials for it.
+        let given = given.filter(|given| auth::is_usable(given) && auth::may_receive(given, host, registry));
         let found = given
             .map(|given| Found { auth: Some(Arc::new(given.clone())), problem: None })
             .map(OnceCell::from);

@@ -1,13 +1,14 @@
 //! Resolves the host names of registries on threads of our own. The default resolver of hyper-util uses tokio's
 //! blocking pool, which panics when the node has no processes left.
 
+use super::reach::Reach;
 use hyper_util::client::legacy::connect::dns::Name;
 use pool::{Lane, Size};
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::pin::Pin;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
 /// A name server that does not respond delays other look-ups, but no other work.
@@ -16,8 +17,29 @@ static LANE: LazyLock<Lane> = LazyLock::new(|| {
 });
 
 /// Resolves names with getaddrinfo(3).
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Resolver;
+#[derive(Debug, Clone)]
+pub(crate) struct Resolver {
+    reach: Arc<Reach>,
+    of: Of,
+}
+
+/// Whose names are resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Of {
+    /// That of a registry or mirror that the operator has named: its addresses are learnt. (Of other names somebody else
+    /// decides, perhaps at every look-up anew, what they are resolved to.)
+    Named,
+    /// That of any registry, and of proxies.
+    Any,
+    /// Those of hosts that a registry leads to: addresses that are out of its reach are left out.
+    Others,
+}
+
+impl Resolver {
+    pub(crate) fn new(reach: Arc<Reach>, of: Of) -> Self {
+        Self { reach, of }
+    }
+}
 
 impl tower_service::Service<Name> for Resolver {
     type Response = std::vec::IntoIter<SocketAddr>;
@@ -29,9 +51,60 @@ impl tower_service::Service<Name> for Resolver {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
+        let Self { reach, of } = self.clone();
         Box::pin(async move {
             // The connector sets the port.
-            LANE.run(move || (name.as_str(), 0).to_socket_addrs()).await.map_err(io::Error::from)?
+            let found =
+                LANE.run(move || (name.as_str(), 0).to_socket_addrs()).await.map_err(io::Error::from)??;
+            within(&reach, of, found.collect()).map(Vec::into_iter)
         })
+    }
+}
+
+/// Those of the addresses that may be connected to. Fails if that is none of several.
+fn within(reach: &Reach, of: Of, found: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
+    match of {
+        Of::Named => {
+            found.iter().for_each(|address| reach.learn(address.ip()));
+            return Ok(found);
+        }
+        Of::Any => return Ok(found),
+        Of::Others => {}
+    }
+    let mut refused = None;
+    let (mut allowed, all) = (Vec::new(), found);
+    for address in all {
+        match reach.check(address.ip()) {
+            Ok(()) => allowed.push(address),
+            Err(out_of_reach) => refused = Some(out_of_reach),
+        }
+    }
+    match refused {
+        Some(refused) if allowed.is_empty() => Err(io::Error::other(refused)),
+        _ => Ok(allowed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_out_of_reach_are_left_out() {
+        let addresses =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        let reach = Reach::of("r.example");
+        let (near, far) = (addresses(&["127.0.0.1:0", "[::1]:0"]), addresses(&["192.0.2.1:0"]));
+        let both = [near.clone(), far.clone()].concat();
+        assert_eq!(within(&reach, Of::Others, both).unwrap(), far);
+        let error = within(&reach, Of::Others, near.clone()).unwrap_err();
+        assert!(error.to_string().contains("must not send the node"), "{error}");
+        assert!(within(&reach, Of::Others, Vec::new()).unwrap().is_empty());
+        // A proxy of this node says nothing about the registry.
+        assert_eq!(within(&reach, Of::Any, near.clone()).unwrap(), near);
+        assert!(within(&reach, Of::Others, near.clone()).is_err());
+        // A registry that has such an address itself.
+        assert_eq!(within(&reach, Of::Named, near.clone()).unwrap(), near);
+        assert_eq!(within(&reach, Of::Others, near.clone()).unwrap(), near);
     }
 }

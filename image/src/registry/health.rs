@@ -1,5 +1,8 @@
-//! Hosts that have failed lately, so that later requests and pulls go to another host first. The memory is short, and a
-//! host is left out only if another one can be asked.
+//! Hosts that were silent lately, so that later pulls go to another host first. The memory is short, and a host is left
+//! out only if another one can be asked.
+//!
+//! Pulls of different users share it. So it has neither what a host said, which may be meant for other credentials, nor
+//! hosts that have answered: a limit of requests, a refusal, or a fault of one repository are those of one user.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,36 +10,35 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long a host is remembered.
-const MEMORY: Duration = Duration::from_secs(30);
+pub(crate) const MEMORY: Duration = Duration::from_secs(30);
 /// Maximum number of hosts. Registries and mirrors of a node are far fewer; further ones are not remembered.
 const MAX_HOSTS: usize = 256;
 
 /// The hosts of all pulls, by scheme and authority.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
-    failed: Mutex<HashMap<String, (Instant, String)>>,
+    silent: Mutex<HashMap<String, Instant>>,
 }
 
 impl Health {
-    /// Remembers that a host cannot be reached, does not answer, or is overloaded.
-    pub(crate) fn failed(&self, host: &str, reason: &str) {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.retain(|_, (at, _)| at.elapsed() < MEMORY);
-        if failed.len() < MAX_HOSTS || failed.contains_key(host) {
-            failed.insert(host.to_owned(), (Instant::now(), reason.to_owned()));
+    /// Remembers that a host cannot be reached or does not answer.
+    pub(crate) fn is_silent(&self, host: &str) {
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        silent.retain(|_, at| at.elapsed() < MEMORY);
+        if silent.len() < MAX_HOSTS || silent.contains_key(host) {
+            silent.insert(host.to_owned(), Instant::now());
         }
     }
 
-    /// Forgets a failure, because the host works.
+    /// Forgets a host's silence, because it works.
     pub(crate) fn works(&self, host: &str) {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
     }
 
-    /// Why the host failed lately; `None` if it did not.
-    pub(crate) fn failure(&self, host: &str) -> Option<String> {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, reason) = failed.get(host)?;
-        (at.elapsed() < MEMORY).then(|| reason.clone())
+    /// Whether the host was silent lately.
+    pub(crate) fn was_silent(&self, host: &str) -> bool {
+        let silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        silent.get(host).is_some_and(|at| at.elapsed() < MEMORY)
     }
 }
 
@@ -46,22 +48,21 @@ mod tests {
 
     /// With a paused clock.
     #[test]
-    fn failures_are_forgotten() {
+    fn silence_is_forgotten() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
         runtime.unwrap().block_on(async {
             let health = Health::default();
-            health.failed("a", "no answer");
-            assert_eq!(health.failure("a"), Some("no answer".to_owned()));
-            assert_eq!(health.failure("b"), None);
+            health.is_silent("a");
+            assert!(health.was_silent("a") && !health.was_silent("b"));
             tokio::time::advance(MEMORY).await;
-            assert_eq!(health.failure("a"), None);
-            health.failed("a", "again");
+            assert!(!health.was_silent("a"));
+            health.is_silent("a");
             health.works("a");
-            assert_eq!(health.failure("a"), None);
+            assert!(!health.was_silent("a"));
             for number in 0..2 * MAX_HOSTS {
-                health.failed(&number.to_string(), "x");
+                health.is_silent(&number.to_string());
             }
-            assert_eq!(health.failed.lock().unwrap().len(), MAX_HOSTS);
+            assert_eq!(health.silent.lock().unwrap().len(), MAX_HOSTS);
         });
     }
 }

@@ -2,6 +2,7 @@
 //! containerd ignores keys that it does not know. Here they are refused: a misspelt `ca` or `skip_verify` would show
 //! only as a failure of TLS.
 
+use super::plain_text::one_line;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,8 +15,10 @@ pub(super) const OUTER_KEYS: [&str; 2] = ["server", "host"];
 /// Keys of [`Settings`].
 pub(super) const SETTINGS_KEYS: [&str; 7] =
     ["capabilities", "skip_verify", "ca", "client", "override_path", "header", "dial_timeout"];
-/// Maximum characters of an unknown key in an error.
-const MAX_KEY: usize = 60;
+/// Maximum characters of a key or value in an error.
+pub(super) const MAX_KEY: usize = 60;
+/// Maximum characters of what the parser says about a value, which it quotes.
+const MAX_MESSAGE: usize = 300;
 /// Maximum time for a connection: after that the kernel has given up (tcp_syn_retries).
 const MAX_DIAL: Duration = Duration::from_secs(300);
 
@@ -33,7 +36,9 @@ pub(super) enum Problem {
     NotAUrl { host: String },
     #[error("host {host:?} is neither http nor https")]
     Scheme { host: String },
-    #[error("host {host:?} must have a host name, and must not have a user or a query")]
+    #[error(
+        "host {host:?} must have a host name, a port from 1 to 65535 or none, and neither user nor query"
+    )]
     Authority { host: String },
     #[error("capability {capability:?} is none of pull, resolve, push, referrers")]
     Capability { capability: String },
@@ -42,6 +47,10 @@ pub(super) enum Problem {
     UnknownKey { key: String, place: String, hint: String },
     #[error("key \"rewrite\"{place} is not supported: only k3s and RKE2 have it")]
     Rewrite { place: String },
+    #[error(
+        "key \"proxy\"{place} is not supported: HTTPS_PROXY and NO_PROXY of the daemon's environment say it"
+    )]
+    Proxy { place: String },
     #[error("dial_timeout {time:?} must be a time such as \"1s\" or \"500ms\", of at most {} s", MAX_DIAL.as_secs())]
     Time { time: String },
     #[error("client must be a file, or a list of files and pairs of certificate and key")]
@@ -137,11 +146,11 @@ struct Hosts {
 pub(super) fn parse(bytes: &[u8]) -> Result<HostsFile, Problem> {
     let text = std::str::from_utf8(bytes).map_err(|_| Problem::NotUtf8)?;
     let (table, errors) = shallow_toml::parse(text);
-    let table = table.map_err(|key| Problem::TooDeep { key: key.into_inner() })?;
+    let table = table.map_err(|key| Problem::TooDeep { key: one_line(&key.into_inner(), MAX_KEY) })?;
     let wrong = |error: &toml::de::Error| {
         let line = |start| 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
         let line = error.span().map(|span| line(span.start));
-        Problem::Toml { line, message: error.message().to_owned() }
+        Problem::Toml { line, message: one_line(error.message(), MAX_MESSAGE) }
     };
     if let Some(error) = errors.first() {
         return Err(wrong(error));
@@ -167,7 +176,7 @@ fn check_keys(table: &DeTable<'_>) -> Result<(), Problem> {
     if let Some(DeValue::Table(hosts)) = table.get("host").map(Spanned::get_ref) {
         for (url, settings) in hosts {
             if let DeValue::Table(settings) = settings.get_ref() {
-                let url: String = url.get_ref().chars().take(MAX_KEY).collect();
+                let url = one_line(url.get_ref(), MAX_KEY);
                 check(settings, &SETTINGS_KEYS, &format!(" of host {url}"))?;
             }
         }
@@ -176,9 +185,11 @@ fn check_keys(table: &DeTable<'_>) -> Result<(), Problem> {
 }
 
 fn unknown_key(key: &str, known: &[&str], place: &str) -> Problem {
-    let (key, place) = (key.chars().take(MAX_KEY).collect::<String>(), place.to_owned());
-    if key == "rewrite" {
-        return Problem::Rewrite { place };
+    let (key, place) = (one_line(key, MAX_KEY), place.to_owned());
+    match key.as_str() {
+        "rewrite" => return Problem::Rewrite { place },
+        "proxy" => return Problem::Proxy { place },
+        _ => {}
     }
     let hint = match shallow_toml::nearest(&key, known.iter().copied()) {
         Some(name) => format!("the nearest one is {name}"),

@@ -5,7 +5,9 @@
 //! `server` last. A folder without `hosts.toml` may have CA certificates as `*.crt`, and client certificates as
 //! `*.cert` with `*.key`.
 
-use super::hosts_file::{self, Client, Clients, HostsFile, OneOrMany, Problem, Settings};
+use super::hosts_file::{self, Client, Clients, HostsFile, MAX_KEY, OneOrMany, Problem, Settings};
+use super::plain_text::one_line;
+use super::reach;
 use super::tls::Tls;
 use crate::error::{Error, Result};
 use hyper::Uri;
@@ -28,6 +30,8 @@ pub(crate) struct Host {
     pub(crate) authority: String,
     /// The registry itself or the `server` that stands for it, not a mirror. So it gets the registry's credentials.
     pub(crate) is_registry: bool,
+    /// The configuration has its URL; the name of a registry is in that of the image.
+    pub(crate) is_named: bool,
     /// The path before `/<repository>/manifests/`, usually `/v2`.
     pub(crate) path: String,
     /// Capability `pull`: serves blobs, and manifests by digest.
@@ -76,7 +80,7 @@ pub(crate) fn hosts(certs_dir: &Path, registry: &str) -> Result<Vec<Host>> {
 }
 
 /// The hosts of a `hosts.toml` in `folder`.
-fn configured(file: HostsFile, registry: &str, folder: &Path) -> Result<Vec<Host>, Problem> {
+pub(super) fn configured(file: HostsFile, registry: &str, folder: &Path) -> Result<Vec<Host>, Problem> {
     let mut hosts = Vec::new();
     for (url, settings) in file.mirrors {
         let mut host = Host::at(&url, settings.override_path)?.configure(settings, folder)?;
@@ -123,6 +127,7 @@ impl Host {
             scheme,
             authority,
             is_registry: false,
+            is_named: false,
             path,
             pull: true,
             resolve: true,
@@ -149,7 +154,7 @@ impl Host {
     /// The host at a URL of the configuration; https if it has no scheme. `/v2` is added to its path unless
     /// `override_path` is set.
     fn at(url: &str, override_path: bool) -> Result<Self, Problem> {
-        let host = || url.to_owned();
+        let host = || one_line(url, MAX_KEY);
         let full = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
         let uri: Uri = full.parse().map_err(|_| Problem::NotAUrl { host: host() })?;
         let scheme = match uri.scheme_str() {
@@ -158,7 +163,8 @@ impl Host {
             _ => return Err(Problem::Scheme { host: host() }),
         };
         let authority = uri.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
-        if authority.is_empty() || authority.contains('@') || uri.query().is_some() {
+        let is_host = !authority.contains('@') && reach::has_valid_port(&authority);
+        if uri.host().is_none_or(str::is_empty) || !is_host || uri.query().is_some() {
             return Err(Problem::Authority { host: host() });
         }
         // Docker Hub's name does not serve its API.
@@ -166,7 +172,7 @@ impl Host {
         let path = uri.path().trim_end_matches('/');
         let path =
             if override_path || path.ends_with("/v2") { path.to_owned() } else { format!("{path}/v2") };
-        Ok(Self::new(scheme, authority, path))
+        Ok(Self { is_named: true, ..Self::new(scheme, authority, path) })
     }
 
     /// Applies settings. Relative paths in them start at `folder`.
@@ -176,7 +182,7 @@ impl Host {
             let lower: Vec<_> = capabilities.iter().map(|name| name.to_ascii_lowercase()).collect();
             let known = ["pull", "resolve", "push", "referrers"];
             if let Some(at) = lower.iter().position(|name| !known.contains(&name.as_str())) {
-                return Err(Problem::Capability { capability: capabilities[at].clone() });
+                return Err(Problem::Capability { capability: one_line(&capabilities[at], MAX_KEY) });
             }
             self.pull = lower.iter().any(|name| name == "pull");
             self.resolve = lower.iter().any(|name| name == "resolve");
@@ -200,11 +206,11 @@ impl Host {
         }
         for (name, values) in settings.header {
             let Ok(header) = HeaderName::from_bytes(name.as_bytes()) else {
-                return Err(Problem::HeaderName { name });
+                return Err(Problem::HeaderName { name: one_line(&name, MAX_KEY) });
             };
             for value in values.into_vec() {
                 let Ok(mut value) = HeaderValue::from_str(&value) else {
-                    return Err(Problem::HeaderValue { name });
+                    return Err(Problem::HeaderValue { name: one_line(&name, MAX_KEY) });
                 };
                 value.set_sensitive(true);
                 self.headers.0.push((header.clone(), value));
@@ -307,7 +313,11 @@ mod tests {
             ("skip_verify = 7", "line 1: invalid type"),
             ("\n\n[host.\"https://m\"]\ncapabilities = 1", "line 4: "),
             ("server = \"ftp://x\"", "neither http nor https"),
-            ("[host.\"https://u@x\"]", "must not have a user"),
+            ("[host.\"https://u@x\"]", "neither user nor query"),
+            ("[host.\"https://x:99999\"]", "a port from 1 to 65535"),
+            ("server = \"https://x:http\"", "a port from 1 to 65535"),
+            ("server = \"https://:443\"", "must have a host name"),
+            ("proxy = \"http://p:3128\"", "key \"proxy\" is not supported: HTTPS_PROXY"),
             ("capabilities = [\"fly\"]", "\"fly\" is none of"),
             ("dial_timeout = \"soon\"", "dial_timeout \"soon\" must be a time"),
             ("dial_timeout = \"0s\"", "dial_timeout \"0s\" must be a time"),

@@ -1,6 +1,7 @@
-//! Access to registries: which hosts to ask (`mirror`, from `hosts_file`), which of them have failed lately (`health`), how
-//! to reach them (`connect`: `dns`, `proxy`, `tls`), with which credentials (`credentials`: those of the request, `auth`,
-//! or of the node, `docker_config` with `helper`), and what to request (`client`).
+//! Access to registries: which hosts to ask (`mirror`, from `hosts_file`), which of them were silent lately (`health`), how
+//! to reach them (`connect`: `dns`, `proxy`, `tls`) and where they may lead to (`reach`), with which credentials
+//! (`credentials`: those of the request, `auth`, or of the node, `docker_config` with `helper`), and what to request
+//! (`client`).
 
 #[cfg(test)]
 mod arbitrary;
@@ -13,9 +14,14 @@ mod docker_config;
 mod health;
 mod helper;
 mod hosts_file;
+#[cfg(test)]
+mod members;
 mod mirror;
 mod plain_text;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 mod proxy;
+mod reach;
 mod tls;
 
 pub(crate) use client::Registry;

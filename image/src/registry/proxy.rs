@@ -2,6 +2,7 @@
 //! CRI-O and Docker follow, with curl's ALL_PROXY beside them. Pure.
 
 use super::auth;
+use super::reach;
 use hyper::Uri;
 use hyper::header::HeaderValue;
 use percent_encoding::percent_decode_str;
@@ -19,13 +20,17 @@ pub struct Proxies {
 
 /// A variable of the environment does not contain a proxy's URL. The text has no value, which may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{variable} is not the URL of a proxy: it must be [http|https|socks5|socks5h://][user:password@]host[:port]"
-)]
+#[error("{variable} is not the URL of a proxy: {reason}")]
 pub struct InvalidProxy {
     /// Its name.
     pub variable: &'static str,
+    /// What is wrong with it.
+    pub reason: &'static str,
 }
+
+const FORM: &str = "it must be [http|https|socks5|socks5h://][user:password@]host[:port]";
+/// Maximum length in bytes of a user's name and of a password for SOCKS5: one byte says it (RFC 1929).
+const MAX_SOCKS_LOGIN: usize = 255;
 
 /// A proxy. Debug output hides the credentials.
 #[derive(Clone, PartialEq, Eq)]
@@ -67,25 +72,38 @@ impl Proxy {
     }
 
     /// Parses the value of a variable. Without a scheme, it is http.
-    fn parse(value: &str) -> Option<Self> {
+    fn parse(value: &str) -> Result<Self, &'static str> {
         let full = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
         // What follows the host is ignored, and a Uri accepts no fragment.
-        let uri: Uri = full.split(['#', '?']).next()?.parse().ok()?;
-        let (kind, scheme, default_port) = match uri.scheme_str()? {
-            "http" => (Kind::Http, "http", 80),
-            "https" => (Kind::Https, "https", 443),
-            "socks5" | "socks5h" => (Kind::Socks5, "socks5", 1080),
-            _ => return None,
+        let url: Uri = full.split(['#', '?']).next().and_then(|url| url.parse().ok()).ok_or(FORM)?;
+        let (kind, scheme, default_port) = match url.scheme_str() {
+            Some("http") => (Kind::Http, "http", 80),
+            Some("https") => (Kind::Https, "https", 443),
+            Some("socks5" | "socks5h") => (Kind::Socks5, "socks5", 1080),
+            _ => return Err(FORM),
         };
-        let login = uri.authority()?.as_str().rsplit_once('@').map(|(login, _)| {
+        let authority = url.authority().map(|authority| authority.as_str()).ok_or(FORM)?;
+        let (login, place) =
+            authority.rsplit_once('@').map_or((None, authority), |(login, place)| (Some(login), place));
+        let login = login.map(|login| {
             let (user, password) = login.split_once(':').unwrap_or((login, ""));
             let plain = |text| percent_decode_str(text).decode_utf8_lossy().into_owned();
             (plain(user), plain(password))
         });
-        let host = uri.host().filter(|host| !host.is_empty())?;
-        let authority = format!("{host}:{}", uri.port_u16().unwrap_or(default_port));
-        let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build().ok()?;
-        Some(Self { kind, uri, login })
+        let is_too_long =
+            |(user, password): &(String, String)| user.len().max(password.len()) > MAX_SOCKS_LOGIN;
+        if kind == Kind::Socks5 && login.as_ref().is_some_and(is_too_long) {
+            return Err("SOCKS5 has no room for a user or a password of more than 255 bytes");
+        }
+        // As in Go, nothing after the colon is the default.
+        let place = place.strip_suffix(':').unwrap_or(place);
+        if !reach::has_valid_port(place) {
+            return Err("its port is not a number from 1 to 65535");
+        }
+        let host = url.host().filter(|host| !host.is_empty()).ok_or(FORM)?;
+        let authority = format!("{host}:{}", url.port_u16().unwrap_or(default_port));
+        let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
+        Ok(Self { kind, uri: uri.map_err(|_| FORM)?, login })
     }
 }
 
@@ -125,7 +143,9 @@ impl Proxies {
         };
         let proxy = |variable: &'static str| match value(variable) {
             None => Ok(None),
-            Some(value) => Proxy::parse(value.trim()).map(Some).ok_or(InvalidProxy { variable }),
+            Some(value) => {
+                Proxy::parse(value.trim()).map(Some).map_err(|reason| InvalidProxy { variable, reason })
+            }
         };
         let all = proxy("ALL_PROXY")?;
         let no_proxy = value("NO_PROXY").unwrap_or_default();
@@ -170,7 +190,11 @@ impl Exception {
             && let (Ok(address), Ok(bits)) = (address.parse::<IpAddr>(), bits.parse::<u32>())
             && bits <= bits_of(address)
         {
-            return Some(Self::Network(address, bits));
+            // As in Go, a network of IPv6 that has only IPv4 addresses is that network of IPv4.
+            return Some(match address.to_canonical() {
+                v4 @ IpAddr::V4(_) if address.is_ipv6() && bits >= 96 => Self::Network(v4, bits - 96),
+                _ => Self::Network(address, bits),
+            });
         }
         // The colons of an IPv6 address without brackets separate no port.
         let with_port = entry.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
@@ -268,6 +292,27 @@ mod tests {
             assert_eq!(error.variable, "HTTPS_PROXY", "{value}");
             assert!(!error.to_string().contains("hunter2"));
         }
+        for port in ["http", "99999", "0", "-1", "80x"] {
+            let error = proxies(&[("HTTP_PROXY", &format!("http://user:hunter2@proxy.example:{port}/"))])
+                .unwrap_err();
+            let expected = "HTTP_PROXY is not the URL of a proxy: its port is not a number from 1 to 65535";
+            assert_eq!(error.to_string(), expected);
+        }
+        let found = proxies(&[("HTTP_PROXY", "http://[fd00::1]:/")]).unwrap();
+        assert_eq!(of(&found, "http://r.example"), "[fd00::1]:80");
+    }
+
+    #[test]
+    fn socks_has_no_room_for_long_credentials() {
+        for (user, password, is_valid) in [(255, 255, true), (256, 1, false), (1, 256, false)] {
+            let login = format!("{}:{}", "u".repeat(user), "p".repeat(password));
+            let found = proxies(&[("ALL_PROXY", &format!("socks5://{login}@proxy.example"))]);
+            assert_eq!(found.is_ok(), is_valid, "{user} {password}");
+            if let Err(error) = found {
+                assert!(error.to_string().contains("more than 255 bytes"), "{error}");
+            }
+            proxies(&[("ALL_PROXY", &format!("http://{login}@proxy.example"))]).unwrap();
+        }
     }
 
     /// The cases follow the documentation and the rules of httpproxy.
@@ -311,6 +356,11 @@ mod tests {
             ("[fd00::1]:5000", "https://[fd00::1]:5000", true),
             ("[fd00::1]:5001", "https://[fd00::1]:5000", false),
             ("::ffff:10.0.0.1", "https://10.0.0.1", true),
+            ("::ffff:0:0/96", "https://10.0.0.1", true),
+            ("::ffff:0:0/96", "https://[fd00::1]", false),
+            ("::ffff:10.0.0.0/104", "https://10.0.0.1", true),
+            ("::ffff:10.0.0.0/104", "https://11.0.0.1", false),
+            ("::ffff:0:0/95", "https://10.0.0.1", false),
             (":5000,.", "https://r.example:5000", false),
         ] {
             assert_eq!(direct(no_proxy, url), expected, "{no_proxy:?} {url}");

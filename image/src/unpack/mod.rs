@@ -15,6 +15,8 @@ mod gzip;
 mod header;
 mod numbers;
 mod pax;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 mod sparse;
 mod tar;
 mod whiteout;

@@ -133,6 +133,8 @@ pub enum Fault {
     Status(u16, Option<&'static str>),
     /// This status, with a body.
     Says(u16, &'static str),
+    /// 503 with this body, and a `Retry-After` that is too long to wait for.
+    Busy(&'static str),
     /// Half of the body, then the connection is closed.
     Truncate,
     /// The body in 20 pieces, with this many milliseconds between them.
@@ -268,6 +270,9 @@ async fn serve(shared: Arc<Mutex<Shared>>, request: Request<Incoming>) -> Result
             response
         }
         Fault::Says(code, words) => Response::builder().status(code).body(full(words)).unwrap(),
+        Fault::Busy(words) => {
+            Response::builder().status(503).header("retry-after", "3600").body(full(words)).unwrap()
+        }
         Fault::Truncate => {
             let half = bytes.slice(..bytes.len() / 2);
             parts.headers.insert("content-length", bytes.len().to_string().parse().unwrap());

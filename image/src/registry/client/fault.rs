@@ -5,6 +5,17 @@ use crate::error::Error;
 use crate::reference::Reference;
 use std::time::Duration;
 
+/// Whether a host that did not serve a request has answered at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Silence {
+    /// It has answered.
+    No,
+    /// It cannot be reached or does not answer, so each retry may take a whole time limit: there is at most one.
+    Own,
+    /// The same for another host that this one leads to: its token server, or the target of a redirect.
+    Other,
+}
+
 /// Why a request to one host failed.
 #[derive(Debug)]
 pub(super) enum Fault {
@@ -17,9 +28,7 @@ pub(super) enum Fault {
         reason: String,
         /// The host's `Retry-After`.
         retry_after: Option<Duration>,
-        /// The host cannot be reached or does not respond, so each retry may take a whole time limit: there is at most
-        /// one.
-        is_silent: bool,
+        silence: Silence,
     },
     /// The content is not what was requested. A retry would bring the same.
     Corrupt(String),
@@ -32,6 +41,16 @@ impl Fault {
     /// Adds what the fault is about.
     pub(super) fn about(self, what: &str) -> Self {
         self.with_reason(|reason| format!("{what}: {reason}"))
+    }
+
+    /// Marks a fault that is not the host's own, but that of one that it leads to.
+    pub(super) fn of_another_host(self) -> Self {
+        match self {
+            Self::Transient { reason, retry_after, silence: Silence::Own } => {
+                Self::Transient { reason, retry_after, silence: Silence::Other }
+            }
+            other => other,
+        }
     }
 
     /// Adds why there are no credentials, if that may be the cause.
@@ -48,8 +67,8 @@ impl Fault {
         match self {
             Self::NotFound(reason) => Self::NotFound(change(reason)),
             Self::Unauthorized(reason) => Self::Unauthorized(change(reason)),
-            Self::Transient { reason, retry_after, is_silent } => {
-                Self::Transient { reason: change(reason), retry_after, is_silent }
+            Self::Transient { reason, retry_after, silence } => {
+                Self::Transient { reason: change(reason), retry_after, silence }
             }
             Self::Corrupt(reason) => Self::Corrupt(change(reason)),
             Self::Final(reason) => Self::Final(change(reason)),
@@ -103,10 +122,10 @@ impl<'a> HostFaults<'a> {
         self.texts.push(format!("{}: {reason}", endpoint.host.authority));
     }
 
-    /// A host that was not asked, because it failed before.
+    /// A host that was not asked, and why.
     pub(super) fn add_left_out(&mut self, endpoint: &Endpoint, reason: &str) {
         self.any_transient = true;
-        self.texts.push(format!("{}: not asked again after: {reason}", endpoint.host.authority));
+        self.texts.push(format!("{}: not asked {reason}", endpoint.host.authority));
     }
 
     /// The error of the pull: a temporary fault of any host counts most, because a retry may help. `object` is what was

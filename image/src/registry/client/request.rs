@@ -1,9 +1,10 @@
 //! One request to a host: its credentials, its redirects, its response.
 
-use super::fault::Fault;
-use super::{Endpoint, Http, Registry, words};
+use super::fault::{Fault, Silence};
+use super::{Endpoint, Http, Registry, location, words};
 use crate::registry::auth::{self, Challenge};
 use crate::registry::proxy::Kind;
+use crate::registry::reach::OutOfReach;
 use bytes::{Bytes, BytesMut};
 use causes::with_causes;
 use http_body_util::{BodyExt as _, Full};
@@ -12,6 +13,7 @@ use hyper::header::{
     ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, PROXY_AUTHORIZATION, RANGE, RETRY_AFTER, USER_AGENT,
 };
 use hyper::{Method, Request, Response, StatusCode, Uri};
+use std::error::Error;
 use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
 
@@ -124,7 +126,9 @@ impl Registry {
         );
         let mut uri: Uri =
             text.parse().map_err(|_| Fault::Final("the image name does not make a valid URL".to_owned()))?;
+        // Whether the host itself is asked: the settings of hosts.toml are for it alone.
         let mut same_host = true;
+        let mut http = &endpoint.http;
         for _ in 0..=MAX_REDIRECTS {
             let method = if get.head { Method::HEAD } else { Method::GET };
             let mut request = Request::builder().method(method).uri(uri.clone()).header(USER_AGENT, PRODUCT);
@@ -143,7 +147,9 @@ impl Registry {
             let request = request.body(Full::default());
             let request =
                 request.map_err(|error| Fault::Final(format!("the request is not valid: {error}")))?;
-            let response = self.send(&endpoint.http, request).await?;
+            let response = self.send(http, request).await;
+            let response =
+                response.map_err(|fault| if same_host { fault } else { redirected(&uri, fault) })?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 // Credentials are not for other hosts, so a 401 after a redirect is final.
                 if response.status() == StatusCode::UNAUTHORIZED && !same_host {
@@ -151,12 +157,17 @@ impl Registry {
                 }
                 return Ok(response);
             }
-            let next = location(&uri, &response)?;
+            let next = redirect_target(&uri, &response)?;
             if uri.scheme_str() == Some("https") && next.scheme_str() == Some("http") && !get.verified {
                 let reason = "redirect from https to http, where content without a known digest is not safe";
                 return Err(Fault::Final(reason.to_owned()));
             }
             same_host &= next.scheme() == uri.scheme() && next.authority() == uri.authority();
+            if !same_host {
+                http = endpoint
+                    .client_for(&next)
+                    .map_err(|out_of_reach| redirected(&next, Fault::Final(out_of_reach.to_string())))?;
+            }
             uri = next;
         }
         Err(Fault::Final(format!("more than {MAX_REDIRECTS} redirects")))
@@ -178,13 +189,16 @@ impl Registry {
         match timeout(self.idle_timeout, http.request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
-                let is_silent = error.is_connect();
+                if let Some(out_of_reach) = out_of_reach(&error) {
+                    return Err(Fault::Final(out_of_reach.to_string()));
+                }
+                let silence = if error.is_connect() { Silence::Own } else { Silence::No };
                 // hyper's messages contain host names and system errors, but no paths or queries, which may be secret.
-                Err(Fault::Transient { reason: with_causes(&error), retry_after: None, is_silent })
+                Err(Fault::Transient { reason: with_causes(&error), retry_after: None, silence })
             }
             Err(_) => {
                 let reason = format!("no response within {} s", self.idle_timeout.as_secs_f32());
-                Err(Fault::Transient { reason, retry_after: None, is_silent: true })
+                Err(Fault::Transient { reason, retry_after: None, silence: Silence::Own })
             }
         }
     }
@@ -201,7 +215,7 @@ impl Registry {
                 if let Some(after) = retry_after {
                     reason = format!("{reason} (it asks for a wait of {} s)", after.as_secs());
                 }
-                Fault::Transient { reason, retry_after, is_silent: false }
+                Fault::Transient { reason, retry_after, silence: Silence::No }
             }
             _ => Fault::Final(reason),
         }
@@ -241,7 +255,7 @@ impl Registry {
         // Each of its parts may come in time, and the whole never.
         timeout(self.document_timeout, read).await.unwrap_or_else(|_| {
             let reason = format!("not complete after {} s", self.document_timeout.as_secs_f32());
-            Err(Fault::Transient { reason, retry_after: None, is_silent: true })
+            Err(Fault::Transient { reason, retry_after: None, silence: Silence::Own })
         })
     }
 
@@ -256,11 +270,11 @@ impl Registry {
                 },
                 Ok(Some(Err(error))) => {
                     let reason = with_causes(&error);
-                    return Err(Fault::Transient { reason, retry_after: None, is_silent: false });
+                    return Err(Fault::Transient { reason, retry_after: None, silence: Silence::No });
                 }
                 Err(_) => {
                     let reason = format!("no bytes for {} s", self.idle_timeout.as_secs_f32());
-                    return Err(Fault::Transient { reason, retry_after: None, is_silent: true });
+                    return Err(Fault::Transient { reason, retry_after: None, silence: Silence::Own });
                 }
             }
         }
@@ -277,19 +291,28 @@ fn retry_after(response: &Response<Incoming>) -> Option<Duration> {
 }
 
 /// The target of a redirect.
-fn location(from: &Uri, response: &Response<Incoming>) -> Result<Uri, Fault> {
-    let wrong = || Fault::Final("redirect without a valid Location".to_owned());
-    let text = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).ok_or_else(wrong)?;
-    let full = match (from.scheme_str(), from.authority()) {
-        (Some(scheme), _) if text.starts_with("//") => format!("{scheme}:{text}"),
-        (Some(scheme), Some(authority)) if text.starts_with('/') => format!("{scheme}://{authority}{text}"),
-        _ => text.to_owned(),
-    };
-    // A fragment is not sent to the server.
-    let uri: Uri = full.split('#').next().unwrap_or_default().parse().map_err(|_| wrong())?;
-    let has_user = uri.authority().is_none_or(|authority| authority.as_str().contains('@'));
-    if !matches!(uri.scheme_str(), Some("http" | "https")) || has_user {
-        return Err(wrong());
+fn redirect_target(from: &Uri, response: &Response<Incoming>) -> Result<Uri, Fault> {
+    let text = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+    let target = text.and_then(|text| location::target(from, text));
+    target.ok_or_else(|| Fault::Final("redirect without a valid Location".to_owned()))
+}
+
+/// The fault of a host that a redirect has led to.
+fn redirected(to: &Uri, fault: Fault) -> Fault {
+    let host = to.authority().map_or("", |authority| authority.as_str());
+    fault.about(&format!("redirect to {host}")).of_another_host()
+}
+
+/// Why no connection was made, if the host's name was resolved to an address that the registry must not lead to.
+fn out_of_reach(error: &(dyn Error + 'static)) -> Option<OutOfReach> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // An error of I/O does not give the error that it consists of as its cause, but the cause of that.
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if let Some(found) = inner.and_then(|inner| inner.downcast_ref()) {
+            return Some(*found);
+        }
+        next = error.source();
     }
-    Ok(uri)
+    None
 }

@@ -7,14 +7,29 @@ use crate::Auth;
 use crate::registry::auth;
 use bytes::Bytes;
 use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
-use hyper::{Method, Request, StatusCode, Uri};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde_json::Value;
 
 /// Maximum size of a token response. Real ones have a few KiB.
 const MAX_TOKEN: u64 = 1 << 20;
 
 impl Registry {
+    /// Sends a request to a token server.
+    async fn ask(
+        &self,
+        endpoint: &Endpoint,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, Fault> {
+        let host = request.uri().authority().map(|host| host.as_str().to_owned()).unwrap_or_default();
+        let sent = match endpoint.client_for(request.uri()) {
+            Ok(http) => self.send(http, request).await,
+            Err(out_of_reach) => Err(Fault::Final(out_of_reach.to_string())),
+        };
+        sent.map_err(|fault| fault.about(&format!("token realm {host}")).of_another_host())
+    }
+
     /// Requests a token from the realm, with the user's credentials if there are any.
     pub(super) async fn token(
         &self,
@@ -25,11 +40,8 @@ impl Registry {
         auth: Option<&Auth>,
     ) -> Result<HeaderValue, Fault> {
         let no_url = || Fault::Final("token realm is not a URL".to_owned());
-        let uri: Uri = realm.parse().map_err(|_| no_url())?;
+        let uri = auth::realm_url(realm).ok_or_else(no_url)?;
         let host = uri.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
-        if !matches!(uri.scheme_str(), Some("http" | "https")) || host.is_empty() || host.contains('@') {
-            return Err(no_url());
-        }
         let own_scope = format!("repository:{}:pull", self.reference.repository());
         let scope = scope.filter(|scope| !scope.is_empty()).unwrap_or(&own_scope);
         if endpoint.host.scheme == "https" && uri.scheme_str() == Some("http") && auth.is_some() {
@@ -44,7 +56,7 @@ impl Registry {
         let mut response = None;
         if let Some(identity) = identity {
             let request = refresh_request(&uri, &pairs, identity).map_err(|_| no_url())?;
-            let answer = self.send(&endpoint.http, request).await?;
+            let answer = self.ask(endpoint, request).await?;
             // A realm without OAuth2 may still take a password.
             let is_unknown = matches!(answer.status().as_u16(), 404 | 405);
             response = Some(answer).filter(|_| !is_unknown || password.is_none());
@@ -52,15 +64,18 @@ impl Registry {
         let response = match response {
             Some(response) => response,
             None => {
-                let request = password_request(realm, &uri, &pairs, password.as_ref());
-                self.send(&endpoint.http, request.map_err(|_| no_url())?).await?
+                let request = password_request(&uri, &pairs, password.as_ref()).ok_or_else(no_url)?;
+                self.ask(endpoint, request).await?
             }
         };
         match response.status() {
             StatusCode::OK => {}
-            _ => return Err(self.fault(response).await.about(&format!("token realm {host}"))),
+            _ => {
+                let fault = self.fault(response).await.about(&format!("token realm {host}"));
+                return Err(fault.of_another_host());
+            }
         }
-        let bytes = self.read_all(response, MAX_TOKEN).await?;
+        let bytes = self.read_all(response, MAX_TOKEN).await.map_err(Fault::of_another_host)?;
         let unusable = || Fault::Final(format!("token realm {host} sent no valid token"));
         let answer: Value = serde_json::from_slice(&bytes).map_err(|_| unusable())?;
         // Realms send one of the two or both, and one of them may be empty or null. When the token expires matters not:
@@ -89,18 +104,15 @@ fn refresh_request(
 
 /// Requests a token with a password, or as nobody (the distribution project's token protocol).
 fn password_request(
-    realm: &str,
     uri: &Uri,
     pairs: &[(&str, &str)],
     password: Option<&(String, String)>,
-) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
+) -> Option<Request<Full<Bytes>>> {
     let account = password.map(|(user, _)| ("account", user.as_str()));
     let pairs: Vec<_> = pairs.iter().copied().chain(account).collect();
-    let joint = if uri.query().is_some() { '&' } else { '?' };
-    let mut request =
-        Request::builder().uri(format!("{realm}{joint}{}", auth::form(&pairs))).header(USER_AGENT, PRODUCT);
+    let mut request = Request::builder().uri(auth::with_query(uri, &pairs)?).header(USER_AGENT, PRODUCT);
     if let Some(basic) = password.and_then(|(user, password)| auth::basic(user, password)) {
         request = request.header(AUTHORIZATION, basic);
     }
-    request.body(Full::default())
+    request.body(Full::default()).ok()
 }
