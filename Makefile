@@ -231,8 +231,11 @@ critest:
 		echo "conformance: no critest $(if $(CRITEST),at $(CRITEST),on PATH): give the binary of a cri-tools release, as make conformance CRITEST=/path/to/critest" >&2; \
 		exit 2; }
 
-bench: deps build harness clientgo ## Measure, and print one table (root); BESIDE="name=bin-dir" adds a build, ENDPOINTS="name=socket[,certs.d]" a runtime; FILTER=pods, execs, logs, streams or memory
-	$(BIN)/integration bench --bin-dir $(BIN) $(foreach e,$(BESIDE),--beside $(e)) $(foreach e,$(ENDPOINTS),--endpoint $(e)) $(if $(FILTER),--filter $(FILTER))
+# A program of containerd, such as that of Debian's package, beside which the bench measures pulls.
+CONTAINERD ?= $(shell command -v containerd)
+
+bench: deps build harness clientgo ## Measure, and print one table (root); BESIDE="name=bin-dir" adds a build, ENDPOINTS="name=socket[,certs.d]" a runtime, CONTAINERD=path one for pulls; FILTER=pods, execs, logs, streams, memory or pulls
+	$(BIN)/integration bench --bin-dir $(BIN) $(foreach e,$(BESIDE),--beside $(e)) $(foreach e,$(ENDPOINTS),--endpoint $(e)) $(if $(CONTAINERD),--containerd $(CONTAINERD)) $(if $(FILTER),--filter $(FILTER))
 
 run: deps build harness ## Demonstration: registry, image, pod with a CNI network, its log, an exec, clean-up (root)
 	$(BIN)/integration demo --bin-dir $(BIN)

@@ -5,8 +5,10 @@
 //! added there. They must run in the network and mount namespace of the bench: the registry, their streaming server and
 //! the volumes are there.
 
+mod containerd;
 mod load;
 mod memory;
+mod pulls;
 mod spdy;
 mod streams;
 mod table;
@@ -58,17 +60,24 @@ fn fresh(bin: &Path, to: &Path) -> Result<PathBuf> {
     Ok(to.to_owned())
 }
 
-/// Measures copepod, other builds of it (`beside`) and the peers, and prints one table. `filter` selects among the groups
-/// `pods`, `execs`, `logs`, `streams` and `memory`.
-pub(crate) async fn run(
-    bin: &Path,
-    beside: &[String],
-    endpoints: &[String],
-    filter: Option<&str>,
-) -> Result<bool> {
+/// What is measured beside the first build of copepod.
+#[derive(Debug)]
+pub(crate) struct Others<'a> {
+    /// Other builds, each as name=directory.
+    pub(crate) beside: &'a [String],
+    /// Running runtimes, each as name=socket or name=socket,certs.d.
+    pub(crate) endpoints: &'a [String],
+    /// A program of containerd, which the bench starts to measure pulls.
+    pub(crate) containerd: Option<&'a Path>,
+}
+
+/// Measures copepod and others, and prints one table. `filter` selects among the groups `pods`, `execs`, `logs`, `streams`,
+/// `memory` and `pulls`.
+pub(crate) async fn run(bin: &Path, others: &Others<'_>, filter: Option<&str>) -> Result<bool> {
+    let Others { beside, endpoints, containerd } = others;
     let fixture = Arc::new(Fixture::new(bin).await?);
     let mut builds = vec![(String::from("copepod"), bin.to_owned())];
-    for given in beside {
+    for given in *beside {
         let (name, dir) =
             given.split_once('=').with_context(|| format!("--beside {given}: expected name=directory"))?;
         builds.push((name.to_owned(), PathBuf::from(dir)));
@@ -81,7 +90,7 @@ pub(crate) async fn run(
         all.push(Endpoint { name, ctx: Context::new(fixture.clone(), node.clone(), "bench") });
         nodes.push(node);
     }
-    for given in endpoints {
+    for given in *endpoints {
         let (name, rest) = given
             .split_once('=')
             .with_context(|| format!("--endpoint {given}: expected name=socket[,certs.d]"))?;
@@ -97,7 +106,8 @@ pub(crate) async fn run(
             .await
             .with_context(|| format!("{}: image", endpoint.name))?;
     }
-    let outcome = measure(&all, filter).await;
+    let outcome =
+        with_containerd(&fixture, &all, containerd.filter(|_| wanted(filter, "pulls")), filter).await;
     drop(all);
     let cleaned = end_all(&nodes).await;
     let table = outcome?;
@@ -123,10 +133,30 @@ async fn end_all(nodes: &[Arc<Node>]) -> Result<()> {
     cleaned
 }
 
+/// Whether a group is measured: its name contains `filter`.
+fn wanted(filter: Option<&str>, group: &str) -> bool {
+    filter.is_none_or(|part| group.contains(part))
+}
+
+/// Measures, with a containerd for pulls if its program is given.
+async fn with_containerd(
+    fixture: &Arc<Fixture>,
+    all: &[Endpoint],
+    program: Option<&Path>,
+    filter: Option<&str>,
+) -> Result<Table> {
+    let Some(program) = program else { return measure(all, None, filter).await };
+    let running = containerd::Containerd::start(program, fixture.work()).await?;
+    let node = Arc::new(Node::foreign(fixture, running.peer())?);
+    let ctx = Context::new(fixture.clone(), node, "bench");
+    let for_pulls = Endpoint { name: format!("containerd {}", running.version()), ctx };
+    measure(all, Some(&for_pulls), filter).await
+}
+
 /// Runs the measurements, interleaved over the endpoints: all, or those of the groups whose name contains `filter`.
-async fn measure(all: &[Endpoint], filter: Option<&str>) -> Result<Table> {
-    let mut table = Table::new(all.iter().map(|e| e.name.clone()).collect());
-    let wanted = |group: &str| filter.is_none_or(|part| group.contains(part));
+async fn measure(all: &[Endpoint], for_pulls: Option<&Endpoint>, filter: Option<&str>) -> Result<Table> {
+    let mut table = Table::new(all.iter().chain(for_pulls).map(|e| e.name.clone()).collect());
+    let wanted = |group: &str| wanted(filter, group);
     if wanted("pods") {
         pods(all, &mut table).await?;
     }
@@ -141,6 +171,9 @@ async fn measure(all: &[Endpoint], filter: Option<&str>) -> Result<Table> {
     }
     if wanted("memory") {
         memory::measure(all, &mut table).await?;
+    }
+    if wanted("pulls") {
+        pulls::measure(&all.iter().chain(for_pulls).collect::<Vec<_>>(), &mut table).await?;
     }
     Ok(table)
 }

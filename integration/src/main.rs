@@ -145,7 +145,10 @@ enum Command {
         /// Another build of copepod to measure, as name=directory of its three programs.
         #[arg(long)]
         beside: Vec<String>,
-        /// Measure only groups whose name contains this: pods, execs, logs, streams, memory.
+        /// A program of containerd, which is started to measure pulls beside it.
+        #[arg(long)]
+        containerd: Option<PathBuf>,
+        /// Measure only groups whose name contains this: pods, execs, logs, streams, memory, pulls.
         #[arg(long)]
         filter: Option<String>,
     },
@@ -291,8 +294,10 @@ fn run_tests(command: Command) -> Result<bool> {
             Command::ClusterTest { bin_dir, kubelet, cluster, filter } => {
                 cluster_test::run(&bin_dir, &kubelet, &cluster, filter.as_deref()).await
             }
-            Command::Bench { bin_dir, endpoint, beside, filter } => {
-                bench::run(&bin_dir, &beside, &endpoint, filter.as_deref()).await
+            Command::Bench { bin_dir, endpoint, beside, containerd, filter } => {
+                let containerd = containerd.as_deref();
+                let others = bench::Others { beside: &beside, endpoints: &endpoint, containerd };
+                bench::run(&bin_dir, &others, filter.as_deref()).await
             }
             Command::Conformance { bin_dir, critest, seed, reports } => {
                 conformance::run(&bin_dir, &critest, seed, &reports).await

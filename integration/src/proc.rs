@@ -134,12 +134,40 @@ pub(crate) fn cpu_ns(pid: u32) -> Result<u64> {
 
 /// CPU time of a process in seconds: of all threads, also of those that have ended, without its children.
 pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
+    ticks(pid, 2)
+}
+
+/// The sum of the first `fields` of utime, stime, cutime and cstime of a process, in seconds.
+fn ticks(pid: u32, fields: usize) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("stat of {pid}"))?;
     let (_, tail) = stat.rsplit_once(')').context("no command in stat")?;
-    // The 14th and 15th field of all are utime and stime, in ticks of a hundredth second (USER_HZ).
-    let ticks = tail.split_whitespace().skip(11).take(2).map(str::parse::<u32>);
+    // They begin with the 14th field of all, in ticks of a hundredth second (USER_HZ).
+    let ticks = tail.split_whitespace().skip(11).take(fields).map(str::parse::<u32>);
     let ticks = ticks.sum::<std::result::Result<u32, _>>()?;
     Ok(f64::from(ticks) / 100.0)
+}
+
+/// CPU time of a process and of those of its children that have ended, in seconds.
+pub(crate) fn cpu_seconds_with_children(pid: u32) -> Result<f64> {
+    ticks(pid, 4)
+}
+
+/// CPU time that all processors have spent on anything, in seconds.
+pub(crate) fn machine_cpu_seconds() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/stat").context("/proc/stat")?;
+    let fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    // user, nice, system, idle, iowait, irq, softirq: without the fourth and the fifth (proc_stat(5)).
+    let busy = fields
+        .take(7)
+        .enumerate()
+        .filter(|(at, _)| !matches!(at, 3 | 4))
+        .map(|(_, field)| field.parse::<f64>());
+    Ok(busy.sum::<std::result::Result<f64, _>>()? / 100.0)
+}
+
+/// Starts a new peak of a process's resident set ([`peak_kib`]; proc_pid_clear_refs(5)).
+pub(crate) fn forget_peak(pid: u32) -> Result<()> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").with_context(|| format!("clear_refs of {pid}"))
 }
 
 /// Number of threads of a process.

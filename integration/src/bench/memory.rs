@@ -21,7 +21,8 @@ fn kernel_kib() -> Result<f64> {
     Ok(["Slab:", "KernelStack:", "PageTables:", "Percpu:"].iter().filter_map(|n| field(n)).sum())
 }
 
-fn mib(kib: u64) -> f64 {
+/// MiB.
+pub(super) fn mib(kib: u64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52 KiB")]
     let kib = kib as f64;
     kib / 1024.0

@@ -36,6 +36,11 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
+    /// A layer that is compressed already.
+    pub(super) fn of(blob: Blob, diff_id: String, packing: Packing) -> Self {
+        Self { blob, diff_id, packing }
+    }
+
     /// The media type in a manifest of this form.
     pub(crate) fn media_type(&self, form: Form) -> &'static str {
         match (form, self.packing) {

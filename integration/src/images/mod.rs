@@ -1,6 +1,8 @@
 //! Builds test images: archive, compression, config and manifest, in OCI or docker form.
 
 pub(crate) mod catalog;
+mod content;
+pub(crate) mod large;
 pub(crate) mod layer;
 
 use bytes::Bytes;
@@ -53,7 +55,12 @@ pub(crate) enum Form {
 
 /// `sha256:<hex>` of some bytes.
 pub(crate) fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold(String::from("sha256:"), |text, b| text + &format!("{b:02x}"))
+    named(&Sha256::digest(bytes))
+}
+
+/// `sha256:<hex>` of a hash.
+fn named(hash: &[u8]) -> String {
+    hash.iter().fold(String::from("sha256:"), |text, b| text + &format!("{b:02x}"))
 }
 
 /// What an image is built from.
