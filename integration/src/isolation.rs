@@ -31,6 +31,8 @@ use crate::shapes::{CGROUP_PARENT, CGROUP_VARIABLE};
 const MARK: &str = "COPEPOD_TEST_ISOLATED";
 /// The node's address in it (TEST-NET-1, RFC 5737).
 pub(crate) const NODE_IP: &str = "192.0.2.10";
+/// The node's hostname in it.
+const NODE_NAME: &str = "copepod-node";
 
 /// Whether this process is already in the environment.
 pub(crate) fn inside() -> bool {
@@ -165,6 +167,11 @@ fn prepare() -> Result<()> {
     if let Ok(real) = fs::canonicalize("/etc/resolv.conf") {
         command("mount", &["--bind", "/run/resolv.conf", &real.display().to_string()])?;
     }
+    // The node's name has an address, as on a real node. sudo writes a warning without one, which critest takes for an error.
+    if let Ok(hosts) = fs::read_to_string("/etc/hosts") {
+        fs::write("/run/hosts", format!("{hosts}{NODE_IP} {NODE_NAME}\n"))?;
+        command("mount", &["--bind", "/run/hosts", "/etc/hosts"])?;
+    }
     command("ip", &["link", "set", "lo", "up"])?;
     command("ip", &["link", "add", "eth0", "type", "veth", "peer", "name", "uplink"])?;
     command("ip", &["link", "set", "uplink", "up"])?;
@@ -172,7 +179,7 @@ fn prepare() -> Result<()> {
     command("ip", &["link", "set", "eth0", "up"])?;
     command("ip", &["route", "add", "default", "via", "192.0.2.1"])?;
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("ip_forward")?;
-    nix::unistd::sethostname("copepod-node").context("sethostname")?;
+    nix::unistd::sethostname(NODE_NAME).context("sethostname")?;
     Ok(())
 }
 
