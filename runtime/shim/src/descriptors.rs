@@ -5,8 +5,11 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use sys::namespace::Namespaces;
+use wire::{ErrorKind, Failure};
 
+use crate::failure::failure;
 use crate::lifecycle::Serial;
+use crate::packet::CgroupUses;
 use crate::streams::Streams;
 
 /// All open descriptors.
@@ -38,6 +41,20 @@ pub(crate) struct Container {
     pub(crate) serial: Serial,
     pub(crate) cgroups: Cgroups,
     pub(crate) streams: Streams,
+}
+
+impl Container {
+    /// The first packet of its worker: what its cgroup folders are for, and the shim's ends of its streams.
+    ///
+    /// # Errors
+    /// A file of a cgroup cannot be opened; descriptors are missing.
+    pub(crate) fn receive(&mut self, uses: &CgroupUses, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        let cgroups = &mut self.cgroups;
+        (cgroups.unified, cgroups.memory) = (uses.unified, uses.memory);
+        (cgroups.freezer, cgroups.search_all) = (uses.freezer, uses.search_all);
+        cgroups.open_tasks().map_err(|error| failure(ErrorKind::Internal, "cgroup", &error))?;
+        self.streams.receive(fds)
+    }
 }
 
 impl Descriptors {

@@ -90,7 +90,7 @@ pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, passed: Passed) -> i32
 /// hangs, on a dead file system for example, the shim must know the process in order to kill it.
 fn wait_for_execve(executes: BorrowedFd<'_>) {
     let mut poll = [rustix::event::PollFd::new(&executes, rustix::event::PollFlags::IN)];
-    drop(rustix::event::poll(&mut poll, Some(&EXECVE_WAIT)));
+    let _outcome = rustix::event::poll(&mut poll, Some(&EXECVE_WAIT));
 }
 
 fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result<Entered, wire::Failure> {

@@ -47,6 +47,21 @@ struct Refused {
     words: String,
 }
 
+/// The URL of a request to the host itself.
+fn url(endpoint: &Endpoint, get: &Get<'_>) -> Result<Uri, Fault> {
+    let host = &endpoint.host;
+    let query = endpoint.namespace.as_deref().map(|ns| format!("?{}", auth::form(&[("ns", ns)])));
+    let text = format!(
+        "{}://{}{}/{}{}",
+        host.scheme,
+        host.authority,
+        host.path,
+        get.path,
+        query.unwrap_or_default()
+    );
+    text.parse().map_err(|_| Fault::Final("the image name does not make a valid URL".to_owned()))
+}
+
 impl Registry {
     /// Requests something of a host. After a 401 it authenticates as the host's challenge says and tries again.
     pub(super) async fn get(&self, endpoint: &Endpoint, get: &Get<'_>) -> Result<Response<Incoming>, Fault> {
@@ -115,17 +130,7 @@ impl Registry {
         authorization: Option<&HeaderValue>,
     ) -> Result<Response<Incoming>, Fault> {
         let host = &endpoint.host;
-        let query = endpoint.namespace.as_deref().map(|ns| format!("?{}", auth::form(&[("ns", ns)])));
-        let text = format!(
-            "{}://{}{}/{}{}",
-            host.scheme,
-            host.authority,
-            host.path,
-            get.path,
-            query.unwrap_or_default()
-        );
-        let mut uri: Uri =
-            text.parse().map_err(|_| Fault::Final("the image name does not make a valid URL".to_owned()))?;
+        let mut uri = url(endpoint, get)?;
         // Whether the host itself is asked: the settings of hosts.toml are for it alone.
         let mut same_host = true;
         let mut http = &endpoint.http;

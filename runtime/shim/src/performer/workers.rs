@@ -124,14 +124,8 @@ impl Performer {
                 Input::Container(serial, ContainerInput::StreamsReceived(Err(lost())))
             }
             Packet::Streams(uses) => {
-                let outcome = self.descriptors.container_mut(serial).map_or(Ok(()), |container| {
-                    let Cgroups { unified, memory, freezer, search_all, .. } = &mut container.cgroups;
-                    (*unified, *memory) = (uses.unified, uses.memory);
-                    (*freezer, *search_all) = (uses.freezer, uses.search_all);
-                    let opened = container.cgroups.open_tasks();
-                    opened.map_err(|error| failure(ErrorKind::Internal, "cgroup", &error))?;
-                    container.streams.receive(fds)
-                });
+                let container = self.descriptors.container_mut(serial);
+                let outcome = container.map_or(Ok(()), |container| container.receive(&uses, fds));
                 Input::Container(serial, ContainerInput::StreamsReceived(outcome))
             }
             Packet::Warning(text) => Input::Worker(serial, WorkerInput::Warning(text)),
