@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use crate::context::Context;
 use crate::expect::ensure;
 use crate::fixture::Fixture;
+use crate::images;
 use crate::isolation::command;
 use crate::runner::{Test, test};
 use crate::shapes;
@@ -88,7 +89,9 @@ async fn archives_of_other_tools_are_imported(cx: Context) -> Result<()> {
     ] {
         let file = path(file);
         let mut arguments = vec!["import", text(&file)?];
-        arguments.extend(tag.iter().flat_map(|tag| ["--tag", tag]));
+        if let Some(tag) = tag {
+            arguments.extend(["--tag", tag]);
+        }
         let printed = prints(&cx, &arguments)?;
         ensure!(
             printed.starts_with(&format!("{name} sha256:")) && printed.lines().count() == 1,
@@ -122,8 +125,8 @@ struct Entry {
     owner: (u32, u32),
     /// Seconds and nanoseconds; not of folders.
     mtime: Option<(i64, i64)>,
-    /// Of a file or a symlink.
-    content: Vec<u8>,
+    /// Digest of a file, or target of a symlink.
+    content: String,
     /// The first path of the same file.
     first: String,
     /// The extended attribute that the image has.
@@ -149,9 +152,9 @@ fn tree(root: &Path) -> Result<BTreeMap<String, Entry>> {
         let name = path.strip_prefix(root)?.display().to_string();
         let facts = path.symlink_metadata()?;
         let content = match facts.file_type() {
-            kind if kind.is_file() => fs::read(&path)?,
-            kind if kind.is_symlink() => fs::read_link(&path)?.into_os_string().into_encoded_bytes(),
-            _ => Vec::new(),
+            kind if kind.is_file() => images::digest(&fs::read(&path)?),
+            kind if kind.is_symlink() => fs::read_link(&path)?.display().to_string(),
+            _ => String::new(),
         };
         let first = firsts.entry(facts.ino()).or_insert_with(|| name.clone()).clone();
         let mut attribute = [0; 64];
@@ -184,7 +187,7 @@ async fn an_export_is_read_by_other_tools(cx: Context) -> Result<()> {
     from_registry(&cx, "whiteouts:1", &format!("oci:{}:t", text(&path("wanted"))?))?;
     let wanted = unpacked(&path("wanted"), "t")?;
     ensure!(
-        wanted.len() > 300 && wanted.contains_key("w/opaque/new"),
+        wanted.len() > 100 && wanted.contains_key("w/opaque/new"),
         "umoci unpacked {} entries",
         wanted.len()
     );

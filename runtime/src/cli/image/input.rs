@@ -234,7 +234,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(causes::with_causes(&sent(folder.path()).await.unwrap_err()).contains("index.json"));
         let long = format!("blobs/sha512/{}", "a".repeat(128));
-        for (name, content) in [("index.json", "i"), ("blobs/sha256/x", ""), (&long, "xyz")] {
+        for (name, content) in [("index.json", "i"), ("blobs/sha256/x", ""), (long.as_str(), "xyz")] {
             fs::create_dir_all(folder.path().join(name).parent().unwrap()).unwrap();
             fs::write(folder.path().join(name), content).unwrap();
         }
@@ -248,7 +248,7 @@ mod tests {
             entry.read_to_string(&mut content).unwrap();
             found.push((entry.path().unwrap().display().to_string(), content));
         }
-        let wanted = [("blobs/sha256/x", ""), (&long, "xyz"), ("index.json", "i")];
+        let wanted = [("blobs/sha256/x", ""), (long.as_str(), "xyz"), ("index.json", "i")];
         assert_eq!(found, wanted.map(|(name, content)| (name.to_owned(), content.to_owned())));
     }
 }
