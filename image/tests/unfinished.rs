@@ -124,7 +124,8 @@ struct Small(std::path::PathBuf);
 
 impl Drop for Small {
     fn drop(&mut self) {
-        Command::new("umount").arg(&self.0).status().ok();
+        // Lazily: what runs in the background may still have a file open.
+        Command::new("umount").arg("--lazy").arg(&self.0).status().ok();
     }
 }
 

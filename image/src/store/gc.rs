@@ -4,7 +4,6 @@
 use super::index::Entries;
 use super::layout::{Layout, layer_name};
 use super::lease::Leases;
-use super::unfinished::Pulls;
 use crate::error::{Error, Result};
 use crate::reference::Digest;
 use std::collections::HashSet;
@@ -21,19 +20,17 @@ pub(crate) struct Reachable {
 }
 
 impl Reachable {
-    /// What is reachable from images, leases, unfinished pulls and the pins of those that run.
+    /// What is reachable from images, leases and `pulls`, what pulls need that run or are kept.
     pub(crate) fn new<'a>(
         entries: &Entries,
         leases: &Leases,
-        unfinished: &Pulls,
-        pinned: impl Iterator<Item = &'a Digest>,
+        pulls: impl Iterator<Item = &'a Digest>,
     ) -> Self {
         let mut reachable = Self::default();
         let of_images = entries.values().flat_map(|entry| &entry.layers);
         let leased = leases.values().flat_map(|lease| &lease.layers);
-        let kept = unfinished.values().flat_map(|pull| &pull.layers);
         // A pin does not tell whether its digest is that of a layer or of a document.
-        for digest in of_images.chain(leased).chain(kept).copied().chain(pinned.copied()) {
+        for digest in of_images.chain(leased).copied().chain(pulls.copied()) {
             reachable.layers.insert(layer_name(&digest));
             reachable.blobs.insert(digest.hex());
         }

@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::reference::Digest;
 use crate::unpack::{self, LayerStats};
 use bytes::Bytes;
-use std::fs;
-use std::fs::File;
+use causes::with_causes;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -151,7 +151,10 @@ impl Store {
         if synced.is_err() {
             // Without facts they are not complete, also for a daemon that starts later.
             for name in &pending {
-                gc::discard(&self.layout, &self.layout.facts().join(format!("{name}.json")))?;
+                let facts = self.layout.facts().join(format!("{name}.json"));
+                if let Err(error) = gc::discard(&self.layout, &facts) {
+                    tracing::warn!(error = with_causes(&error), "cannot delete the facts of a layer");
+                }
             }
         }
         let mut catalog = lock(&self.catalog);

@@ -29,7 +29,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Creates missing folders and starts to delete what earlier runs left in `trash`.
+    /// Creates missing folders.
     pub(crate) fn create(root: &Path) -> Result<Self> {
         for name in ["blobs", "layers", "facts", "leases", "pulls", "ingest", "trash"] {
             let path = root.join(name);
@@ -41,7 +41,7 @@ impl Layout {
             let private = fs::Permissions::from_mode(0o700);
             fs::set_permissions(root, private).map_err(Error::storage("chmod", root))?;
         }
-        let trash = Trash::new(root.join("trash"), |error| {
+        let trash = Trash::resting(root.join("trash"), |error| {
             tracing::warn!(%error, "cannot delete from the trash of the image store: tried again later and at the next start");
         });
         Ok(Self { root: root.to_owned(), trash })
@@ -100,8 +100,8 @@ impl Layout {
         self.trash.unique_name()
     }
 
-    /// Starts to delete what earlier runs left in `ingest`.
-    pub(crate) fn empty_ingest(&self) {
+    /// Starts to delete what earlier runs left in `trash` and `ingest`.
+    pub(crate) fn empty_trash(&self) {
         self.trash.leftovers(self.root.join("ingest"));
     }
 

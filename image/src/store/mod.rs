@@ -283,8 +283,8 @@ impl Store {
         let images = lock(&self.images);
         let reachable = {
             let mut catalog = lock(&self.catalog);
-            let reachable =
-                gc::Reachable::new(&images, &catalog.leases, &catalog.unfinished, catalog.pins.keys());
+            let kept = catalog.unfinished.values().flat_map(|pull| &pull.layers);
+            let reachable = gc::Reachable::new(&images, &catalog.leases, kept.chain(catalog.pins.keys()));
             // From here on pulls do not find these layers, and no lease can be taken on them.
             catalog.layers.retain(|name, _| reachable.has_layer(name));
             catalog.unsynced.retain(|name| reachable.has_layer(name));

@@ -46,11 +46,12 @@ impl Store {
     /// Deletes what earlier processes left: half-made layers and files, records of pulls, unreachable layers. Pulls may run
     /// meanwhile. A failure only costs disk space.
     pub(crate) fn sweep(&self) -> Result<()> {
-        self.layout.empty_ingest();
-        self.rewrite_unfinished()?;
+        self.layout.empty_trash();
+        let rewritten = self.rewrite_unfinished();
         // Without the index, all layers without a lease are unreachable. They stay until the next removal or failed
         // pull, so that the index can be repaired.
-        if self.may_sweep { self.collect() } else { Ok(()) }
+        let collected = if self.may_sweep { self.collect() } else { Ok(()) };
+        rewritten.and(collected)
     }
 }
 

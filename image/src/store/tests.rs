@@ -251,3 +251,40 @@ fn records_are_bounded() {
     assert!(store.next_expiry().unwrap() <= 3600);
     assert_eq!(store.usage().inodes, 1);
 }
+
+/// Waits for work in the background. With a paused clock, in which the upkeep's pauses take no time.
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..20_000 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("{what}");
+}
+
+#[test]
+fn upkeep_deletes_what_is_over() {
+    let root = tempfile::tempdir().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let mut options = crate::Options::new(root.path(), root.path().join("certs"));
+        BOOT.clone_into(&mut options.boot_id);
+        let images = crate::ImageStore::open(options).unwrap();
+        let store = images.store.clone();
+        let upkeep = tokio::spawn(async move { images.upkeep().await });
+        let pins = begin(&store, &[1, 2]);
+        publish(&store, 1);
+        drop(pins);
+        until("the pull to be settled", || {
+            lock(&store.catalog).unfinished.values().all(|pull| pull.layers == [id(1)])
+        })
+        .await;
+        lock(&store.catalog).unfinished.values_mut().for_each(|pull| pull.until = Some(1));
+        until("the layer to go", || content(root.path(), 1).is_none() && records(root.path()) == 0).await;
+        assert_eq!((store.next_expiry(), upkeep.is_finished()), (None, false));
+        upkeep.abort();
+    });
+}

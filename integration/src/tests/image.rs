@@ -332,7 +332,9 @@ async fn cancelled_pull_leaves_what_a_retry_needs(cx: Context) -> Result<()> {
     crate::wait::until("what cancelled pulls left to go", Duration::from_secs(30), || async {
         // Whoever removes an image wants space.
         cx.cri.remove_image(&Fixture::image("nothing")).await?;
-        let left: BTreeSet<_> = &stored(&cx)? - &before;
+        // The index stays if one of the pulls was fast enough.
+        let mut left: BTreeSet<_> = &stored(&cx)? - &before;
+        left.retain(|path| !path.ends_with("index.json"));
         ensure!(left.is_empty(), "{left:?} are left");
         Ok(Some(()))
     })

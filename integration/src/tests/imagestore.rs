@@ -201,7 +201,7 @@ async fn stalled_pull_is_given_up_with_its_caller(cx: Context) -> Result<()> {
     let folder = cx.node.paths.root.join("images");
     wait::until("everything of the pull to be deleted", wait::secs(20), || async {
         let mut left = Vec::new();
-        for kind in ["ingest", "layers", "facts", "blobs", "trash"] {
+        for kind in ["ingest", "layers", "facts", "blobs", "pulls", "trash"] {
             left.extend(fs::read_dir(folder.join(kind))?.flatten().map(|entry| entry.path()));
         }
         ensure!(left.is_empty(), "{left:?} are left");

@@ -146,14 +146,18 @@ fn trash_takes_at_once_and_empties_itself() {
     bushy(&path("made/left"));
     let own = path("made").join(trash.unique_name());
     fs::write(&own, "x").unwrap();
-    let trash = Trash::new(path("trash"), report);
+    let trash = Trash::resting(path("trash"), report);
     let mine = path("made").join(trash.unique_name());
     fs::write(&mine, "x").unwrap();
+    assert!(path("trash/left").exists() && own.exists());
     trash.leftovers(path("made"));
     until("both to be swept", || {
         fs::read_dir(path("trash")).unwrap().count() == 0 && fs::read_dir(path("made")).unwrap().count() == 1
     });
     assert!(mine.exists() && !own.exists());
+    bushy(&path("trash/left"));
+    drop(Trash::new(path("trash"), report));
+    until("the start of another process", || fs::read_dir(path("trash")).unwrap().count() == 0);
 }
 
 #[test]

@@ -66,6 +66,14 @@ impl Trash {
     /// trees that are moved to it. `report` is called with what could not be removed, on the thread that removes. Does
     /// not block: what an earlier process left is removed in the background.
     pub fn new(folder: PathBuf, report: impl Fn(&Error) + Send + Sync + 'static) -> Self {
+        let this = Self::resting(folder, report);
+        this.start(|_| {});
+        this
+    }
+
+    /// Like [`Trash::new`], but what an earlier process left stays until there is other work, such as
+    /// [`Trash::leftovers`].
+    pub fn resting(folder: PathBuf, report: impl Fn(&Error) + Send + Sync + 'static) -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let shared = Shared {
             folder,
@@ -75,9 +83,7 @@ impl Trash {
             state: Mutex::default(),
             idle: Condvar::new(),
         };
-        let this = Self { shared: Arc::new(shared) };
-        this.start(|_| {});
-        this
+        Self { shared: Arc::new(shared) }
     }
 
     /// A name that is not used by this or an earlier process: for incomplete files, which [`Trash::leftovers`] removes
