@@ -93,7 +93,7 @@ enum Command {
         #[arg(long)]
         kubelet: PathBuf,
         /// Run only checks whose name contains this, or those of one round: `default`, or `gates` for that with kubelet's
-        /// feature gates for CRI.
+        /// feature gates for CRI. The round `crowd`, a hundred pods for minutes, runs only so.
         #[arg(long)]
         filter: Option<String>,
         /// Run kubelet on another runtime's socket, to validate the checks.

@@ -1,11 +1,12 @@
 //! Runs the real kubelet, standalone, on copepod: manifests are written into its folder, and results are read from kubelet's
 //! /pods and log endpoints, the process table and the cgroup tree. This is done twice: with kubelet's default feature
-//! gates, and with those with which it uses more of CRI ([`gates`]).
+//! gates, and with those with which it uses more of CRI ([`gates`]). A third round, [`crowd`], runs only if it is named.
 
 mod bulk;
 mod checks;
 mod churn;
 mod cpus;
+mod crowd;
 mod dead;
 mod gates;
 pub(crate) mod kubelet;
@@ -67,6 +68,9 @@ pub(crate) use check;
 /// Time limit of one check.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(150);
 
+/// The round that runs only if it or its check is named.
+const CROWD: &str = "crowd";
+
 /// One node, with its own copepod and kubelet.
 struct Round {
     /// A filter of this name selects all its checks.
@@ -95,11 +99,15 @@ fn rounds(filter: Option<&str>) -> Result<Vec<Round>> {
             gates: &gates::GATES,
             checks: gates::all()?,
         },
+        Round { name: CROWD, title: "a hundred pods", gates: &[], checks: crowd::all() },
     ];
     let mut selected = Vec::new();
     for mut round in rounds {
         let name = round.name;
-        round.checks.retain(|check| filter.is_none_or(|f| f == name || check.name.contains(f)));
+        round.checks.retain(|check| match filter {
+            None => name != CROWD,
+            Some(filter) => filter == name || check.name.contains(filter),
+        });
         if !round.checks.is_empty() {
             selected.push(round);
         }

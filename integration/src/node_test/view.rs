@@ -118,30 +118,23 @@ pub(crate) async fn pod(rig: &Rig, name: &str) -> Result<View> {
 /// Like [`pod`], but `None` if kubelet does not have it.
 pub(crate) async fn find(rig: &Rig, name: &str) -> Result<Option<View>> {
     let full = format!("{name}-node1");
-    let list = rig.kubelet.pods().await?;
-    let items = list.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
-    Ok(items
-        .into_iter()
-        .find(|p| p.pointer("/metadata/name").and_then(Value::as_str) == Some(&full))
-        .map(View))
+    Ok(all(rig).await?.into_iter().find(|(name, _)| *name == full).map(|(_, view)| view))
 }
 
 /// A container's name, id and restart count.
 pub(crate) type Identity = (String, String, u64);
 
-/// Every pod's name and containers.
-pub(crate) async fn identities(rig: &Rig) -> Result<Vec<(String, Vec<Identity>)>> {
+/// Every pod's name and what kubelet says of it.
+pub(crate) async fn all(rig: &Rig) -> Result<Vec<(String, View)>> {
     let list = rig.kubelet.pods().await?;
     let items = list.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
-    let mut all: Vec<_> = items
-        .into_iter()
-        .map(|p| {
-            (
-                p.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned(),
-                View(p).identity(),
-            )
-        })
-        .collect();
+    let name = |p: &Value| p.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    Ok(items.into_iter().map(|p| (name(&p), View(p))).collect())
+}
+
+/// Every pod's name and containers.
+pub(crate) async fn identities(rig: &Rig) -> Result<Vec<(String, Vec<Identity>)>> {
+    let mut all: Vec<_> = all(rig).await?.into_iter().map(|(name, view)| (name, view.identity())).collect();
     all.sort();
     Ok(all)
 }
