@@ -47,6 +47,7 @@ mod propagation;
 mod proxies;
 mod pss;
 mod records;
+mod registries;
 mod removal;
 mod resources;
 mod restart;
@@ -109,6 +110,7 @@ pub(crate) fn all() -> Vec<Test> {
         nested::tests(),
         propagation::tests(),
         proxies::tests(),
+        registries::tests(),
         removal::tests(),
         full_disk::tests(),
         network::tests(),
