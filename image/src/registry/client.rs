@@ -48,6 +48,10 @@ const BACKOFF: [Duration; 3] =
 /// Maximum wait for `Retry-After`. A host that asks for more is not asked again; then kubelet's own back-off applies.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(20);
 
+/// Bytes that are read from a connection at once. The parts of a body have at most twice as many, because hyper's buffers may
+/// grow to that; from 128 KiB on glibc would map each of them anew.
+pub(crate) const READ: usize = 64 << 10;
+
 /// A manifest, index or config.
 #[derive(Debug)]
 pub(crate) struct Fetched {
@@ -112,7 +116,9 @@ impl Registry {
                 options.proxies.any_by_tls().then(|| for_proxies.client_config()).transpose()?;
             let limit = host.dial_timeout.unwrap_or(options.connect_timeout);
             let connector = Connector::new(limit, options.proxies.clone(), for_proxies);
-            let http = Client::builder(TokioExecutor::new()).build(HttpsConnector::from((connector, tls)));
+            let http = Client::builder(TokioExecutor::new())
+                .http1_max_buf_size(READ)
+                .build(HttpsConnector::from((connector, tls)));
             let is_other = host.authority != mirror::own_authority(registry);
             endpoints.push(Endpoint {
                 http,
