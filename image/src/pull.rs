@@ -22,8 +22,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use tokio::sync::mpsc;
 
-/// Maximum number of received chunks that wait for the unpacking thread. hyper's chunks have some 8 to 400 KiB.
-const WAITING: usize = 32;
+/// Maximum number of received parts that wait for the unpacking thread, of 64 KiB, or at most twice as much.
+const WAITING: usize = 16;
 /// Maximum number of layers in an image. overlayfs supports 500; registries and builders allow 127.
 const MAX_LAYERS: usize = 128;
 /// Maximum size of a layer's archive after decompression, in bytes.

@@ -55,6 +55,10 @@ const BACKOFF: [Duration; 3] =
 /// Maximum wait for `Retry-After`. A host that asks for more is not asked again; then kubelet's own back-off applies.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(20);
 
+/// Bytes that are read from a connection at once. The parts of a body have at most twice as many, because hyper's buffers may
+/// grow to that; from 128 KiB on glibc would map each of them anew.
+pub(crate) const READ: usize = 64 << 10;
+
 /// The hosts that serve one repository. Lives as long as one pull.
 #[derive(Debug)]
 pub(crate) struct Registry {
@@ -112,7 +116,9 @@ impl Registry {
             let client = |of: Of, tls: ClientConfig| {
                 let connector =
                     Connector::new(limit, (of, &reach), options.proxies.clone(), for_proxies.clone());
-                Client::builder(TokioExecutor::new()).build(HttpsConnector::from((connector, tls)))
+                Client::builder(TokioExecutor::new())
+                    .http1_max_buf_size(READ)
+                    .build(HttpsConnector::from((connector, tls)))
             };
             let itself = if host.is_named { Of::Named } else { Of::Any };
             let (own, near, other) = tls_of(&host)?;

@@ -158,6 +158,7 @@ fn every_kind_of_entry_is_unpacked() {
         .raw(EntryType::Directory, b"shared/", b"", 0o2775, b"")
         .file("shared/in-setgid", "x")
         .raw(EntryType::Regular, b"suid-owned", b"", 0o4755, b"#!")
+        .raw(EntryType::Regular, b"anyone-owned", b"", 0o666, b"x")
         .pax(&[("SCHILY.xattr.security.capability", &capability), ("mtime", b"1500000000.25")])
         .file("capable", "x")
         .symlink("link", "/etc/passwd")
@@ -174,6 +175,7 @@ fn every_kind_of_entry_is_unpacked() {
     assert_eq!(meta("shared").mode() & 0o7777, 0o2775);
     assert_eq!(meta("shared").mtime(), 1_000_000_000, "a folder's time is set after its content");
     assert_eq!((meta("suid-owned").mode() & 0o7777, meta("suid-owned").uid()), (0o4755, 1000));
+    assert_eq!(meta("anyone-owned").mode() & 0o7777, 0o666, "without what the umask takes away");
     assert_eq!(meta("suid-owned").ino(), meta("hard").ino());
     assert_eq!(xattr(&target.path("capable"), "security.capability").unwrap(), capability);
     assert_eq!((meta("capable").mtime(), meta("capable").mtime_nsec()), (1_500_000_000, 250_000_000));

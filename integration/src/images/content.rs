@@ -5,7 +5,7 @@
 const WINDOW: usize = 16 << 10;
 /// Different words of texts, and different instructions of code.
 const WORDS: usize = 6000;
-const INSTRUCTIONS: usize = 700;
+const INSTRUCTIONS: usize = 350;
 
 /// Makes contents.
 #[derive(Debug)]
@@ -71,8 +71,8 @@ impl Content {
     /// The content of one file.
     pub(super) fn file(&mut self, size: usize) -> Vec<u8> {
         match self.below(100) {
-            0..=11 => self.noise(size),
-            12..=50 => self.text(size),
+            0..=3 => self.noise(size),
+            4..=51 => self.text(size),
             _ => self.code(size),
         }
     }
@@ -111,7 +111,7 @@ impl Content {
     fn code(&mut self, size: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(size + 256);
         while bytes.len() < size {
-            match self.below(40) {
+            match self.below(22) {
                 0 => self.repeat(&mut bytes, 60),
                 1 => bytes.extend_from_slice(&[0; 24]),
                 _ => {}
@@ -119,7 +119,7 @@ impl Content {
             let instruction = self.skewed(INSTRUCTIONS);
             bytes.extend_from_slice(&self.instructions[instruction]);
             let operand = self.next().to_le_bytes();
-            match self.below(5) {
+            match self.below(9) {
                 0 => bytes.push(operand[0]),
                 1 => bytes.extend_from_slice(&[operand[0] & 0x7f, operand[1] & 3, 0, 0]),
                 _ => {}

@@ -1,5 +1,8 @@
 //! The transfer of a layer's blob.
 
+mod ahead;
+
+use self::ahead::Ahead;
 use super::fault::Fault;
 use super::request::Get;
 use super::{BACKOFF, Endpoint, Kind, Registry};
@@ -9,12 +12,19 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderValue};
 use hyper::{Response, StatusCode};
-use tokio::time::sleep;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// Maximum number of times that the transfer of one blob is resumed.
 const MAX_RESUMES: usize = 6;
 /// After so many broken connections in a row, another host is asked first.
 const MAX_BREAKS_OF_HOST: usize = 2;
+
+/// For how long the rate of the first connection is watched before others are opened. If the transfer has waited for the
+/// network for three quarters of this time, that is what limits it.
+const WATCHED: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 1000 });
 
 /// The transfer of one blob. It is resumed after broken connections.
 #[derive(Debug)]
@@ -31,38 +41,57 @@ pub(crate) struct Blob<'a> {
     breaks: usize,
     /// The host that sends, and how many of its connections broke in a row.
     sender: Option<(&'a Endpoint, usize)>,
+    /// What further connections bring.
+    ahead: Ahead<'a>,
+    watched: Watched,
+}
+
+/// What the first connection did since it is watched.
+#[derive(Debug)]
+struct Watched {
+    since: Instant,
+    /// How long the transfer has waited for it.
+    waited: Duration,
+    /// What it has brought.
+    bytes: u64,
+}
+
+impl Watched {
+    fn new() -> Self {
+        Self { since: Instant::now(), waited: Duration::ZERO, bytes: 0 }
+    }
 }
 
 impl<'a> Blob<'a> {
     pub(super) fn new(registry: &'a Registry, wanted: Descriptor) -> Self {
-        Self { registry, wanted, offset: 0, skip: 0, body: None, breaks: 0, sender: None }
+        let path = registry.path(Kind::Blobs, &wanted.digest.to_string());
+        let (ahead, watched) = (Ahead::new(registry, &path, wanted.size), Watched::new());
+        let (offset, skip, body, breaks, sender) = (0, 0, None, 0, None);
+        Self { registry, wanted, offset, skip, body, breaks, sender, ahead, watched }
     }
 
     /// Waits for the next bytes, never empty; `None` after as many bytes as the manifest states. The caller must
     /// verify the digest.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
         while self.offset < self.wanted.size {
+            // Without a body of its own, the transfer is where the pieces begin, or there are none.
+            if self.body.is_none()
+                && self.is_at_pieces()
+                && let Some(part) = self.ahead.next().await
+            {
+                self.offset += part.len() as u64;
+                return Ok(Some(part));
+            }
             let mut body = match self.body.take() {
                 Some(body) => body,
                 None => self.open().await?,
             };
-            let reason = match self.registry.next_part(&mut body).await {
+            let reason = match self.next_part(&mut body).await {
                 Ok(Some(mut part)) => {
                     let old = usize::try_from(self.skip).map_or(part.len(), |skip| skip.min(part.len()));
                     self.skip -= old as u64;
                     let part = part.split_off(old);
-                    self.offset += part.len() as u64;
-                    if self.offset > self.wanted.size {
-                        let reason = format!(
-                            "it has more than the {} bytes that the manifest states",
-                            self.wanted.size
-                        );
-                        return Err(Error::corrupt(format!("layer {}", self.wanted.digest), reason));
-                    }
-                    self.body = Some(body);
-                    if part.is_empty() {
-                        continue;
-                    }
+                    let Some(part) = self.received(part, body)? else { continue };
                     return Ok(Some(part));
                 }
                 Ok(None) => "connection closed early".to_owned(),
@@ -81,6 +110,63 @@ impl<'a> Blob<'a> {
         Ok(None)
     }
 
+    /// Whether the next byte is the first one of the pieces.
+    fn is_at_pieces(&self) -> bool {
+        self.ahead.first().is_some_and(|(start, _)| start <= self.offset)
+    }
+
+    /// Waits for the next bytes of the first connection. Meanwhile the others make progress.
+    async fn next_part(&mut self, body: &mut Incoming) -> Result<Option<Bytes>, Fault> {
+        let began = Instant::now();
+        let mut part = pin!(self.registry.next_part(body));
+        let part = poll_fn(|cx| {
+            self.ahead.drive(cx, 0);
+            part.as_mut().poll(cx)
+        });
+        let part = part.await;
+        self.watched.waited += began.elapsed();
+        part
+    }
+
+    /// Counts what the first connection has brought; `None` if it has brought nothing new. Opens further connections if
+    /// it is slow, and drops it where their pieces begin.
+    fn received(&mut self, mut part: Bytes, body: Incoming) -> Result<Option<Bytes>> {
+        let end = self.offset + part.len() as u64;
+        if end > self.wanted.size {
+            let reason = format!("it has more than the {} bytes that the manifest states", self.wanted.size);
+            return Err(Error::corrupt(format!("layer {}", self.wanted.digest), reason));
+        }
+        match self.ahead.first() {
+            Some((start, true)) if end >= start => {
+                part.truncate(usize::try_from(start - self.offset).unwrap_or(part.len()));
+            }
+            overtaken => {
+                if overtaken.is_some_and(|(start, _)| end >= start) {
+                    self.ahead.give_up();
+                }
+                self.body = Some(body);
+            }
+        }
+        self.offset += part.len() as u64;
+        self.watched.bytes += part.len() as u64;
+        if self.watched.since.elapsed() >= WATCHED {
+            self.help();
+        }
+        Ok((!part.is_empty()).then_some(part))
+    }
+
+    /// Opens further connections if the first one was slow since it is watched.
+    fn help(&mut self) {
+        let Watched { since, waited, bytes } = std::mem::replace(&mut self.watched, Watched::new());
+        if waited >= since.elapsed() * 3 / 4
+            && let Some((endpoint, _)) = self.sender
+        {
+            // The first connection must not have overtaken the first piece before the host answers, which it may do about
+            // a second later.
+            self.ahead.start(self.offset + bytes, endpoint);
+        }
+    }
+
     /// Counts a broken connection of the host that sends. One whose connections break again and again counts as failed.
     fn count_break(&mut self, reason: &str) {
         if let Some((endpoint, breaks)) = &mut self.sender {
@@ -95,7 +181,7 @@ impl<'a> Blob<'a> {
     async fn open(&mut self) -> Result<Incoming> {
         let registry = self.registry;
         let path = registry.path(Kind::Blobs, &self.wanted.digest.to_string());
-        let range = (self.offset > 0).then_some(self.offset);
+        let range = (self.offset > 0).then_some((self.offset, None));
         let get = Get { path: &path, accept: "*/*", range, verified: true, head: false };
         let object = Some(format!("blobs/{}", self.wanted.digest));
         let (get, offset, size) = (&get, self.offset, self.wanted.size);
@@ -135,3 +221,6 @@ fn overlap(response: &Response<Incoming>, offset: u64, size: u64) -> Result<u64,
     }
     Ok(skip)
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,8 +30,8 @@ pub(super) struct Get<'a> {
     /// Path below the host's own: repository, kind and name.
     pub(super) path: &'a str,
     pub(super) accept: &'a str,
-    /// Offset of the first byte to send; `None` for all bytes.
-    pub(super) range: Option<u64>,
+    /// Offsets of the first byte to send, and of the last one if it is not that of the blob; `None` for all bytes.
+    pub(super) range: Option<(u64, Option<u64>)>,
     /// The content will be verified by a digest that did not come from this host.
     pub(super) verified: bool,
     /// Only the headers are wanted.
@@ -146,8 +146,9 @@ impl Registry {
                     request = request.header(AUTHORIZATION, authorization);
                 }
             }
-            if let Some(from) = get.range {
-                request = request.header(RANGE, format!("bytes={from}-"));
+            if let Some((first, last)) = get.range {
+                let last = last.map(|last| last.to_string()).unwrap_or_default();
+                request = request.header(RANGE, format!("bytes={first}-{last}"));
             }
             let request = request.body(Full::default());
             let request =

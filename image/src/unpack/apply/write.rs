@@ -44,8 +44,11 @@ impl Applier {
         system: impl Fn((&'static str, Errno)) -> ApplyError,
     ) -> Result<(), ApplyError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // chown(2) would clear setuid and setgid.
+        let is_plain = entry.mode & !0o777 == 0;
+        let mode = if is_plain { Mode::from_raw_mode(entry.mode) } else { Mode::RUSR | Mode::WUSR };
         let file = self
-            .replace(name, "create", |parent| fs::openat(parent, os(name), flags, Mode::RUSR | Mode::WUSR))
+            .replace(name, "create", |parent| fs::openat(parent, os(name), flags, mode))
             .map_err(&system)?;
         let whole = [(0, entry.size)];
         for (offset, length) in entry.sparse.as_ref().map_or(&whole[..], |map| &map.pieces) {
@@ -68,7 +71,7 @@ impl Applier {
         }
         self.stats.bytes += entry.size.div_ceil(BLOCK) * BLOCK;
         set_owner(file.as_fd(), entry)
-            .and_then(|()| fs::fchmod(&file, Mode::from_raw_mode(entry.mode)).map_err(step("chmod")))
+            .and_then(|()| set_mode(file.as_fd(), entry.mode))
             .and_then(|()| set_xattrs(file.as_fd(), entry))
             .and_then(|()| fs::futimens(&file, &times(entry.mtime)).map_err(step("set time")))
             .map_err(system)
@@ -176,6 +179,16 @@ fn set_owner(file: BorrowedFd<'_>, entry: &Entry) -> Step<()> {
         return Ok(());
     }
     fs::fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))).map_err(step("chown"))
+}
+
+/// Sets the mode of a file, unless it has got it when it was created: the umask or an ACL of its folder may have changed
+/// it. Asking costs a tenth of setting, which changes the inode in the file system's journal.
+fn set_mode(file: BorrowedFd<'_>, mode: u32) -> Step<()> {
+    let stat = fs::fstat(file).map_err(step("stat"))?;
+    if stat.st_mode & 0o7777 == mode {
+        return Ok(());
+    }
+    fs::fchmod(file, Mode::from_raw_mode(mode)).map_err(step("chmod"))
 }
 
 /// Sets the extended attributes, except those that the file system does not support.

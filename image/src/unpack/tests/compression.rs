@@ -60,3 +60,31 @@ fn a_stream_of_skippable_frames_is_an_empty_layer() {
     let stats = run_with(&stream, &expected(&stream, b""), &target.folder).unwrap();
     assert_eq!(stats.inodes, 0);
 }
+
+#[test]
+fn gzip_headers_may_have_every_field() {
+    let plain = Archive::default().file("f", "content").end();
+    let header = flate2::GzBuilder::new().extra([7; 300]).filename("layer.tar").comment("x".repeat(2000));
+    let mut encoder = header.write(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(&plain).unwrap();
+    let mut stream = encoder.finish().unwrap();
+    let end = 10 + 2 + 300 + "layer.tar".len() + 1 + 2000 + 1;
+    // A checksum of the header, which flate2 does not write, and a reserved flag.
+    stream.splice(end..end, [1, 2]);
+    stream[3] |= 0x42;
+    for size in [1, 7, 1000] {
+        let target = target();
+        let result = run_in_chunks(size, &stream, &expected(&stream, &plain), &target.folder);
+        assert!(result.is_ok(), "chunks of {size}: {result:?}");
+        assert_eq!(std::fs::read_to_string(target.path("f")).unwrap(), "content");
+    }
+    for cut in [3, 9, 11, 200, 315, 1000, end + 1, end + 5] {
+        let target = target();
+        let result = run_with(&stream[..cut], &expected(&stream[..cut], &plain), &target.folder);
+        assert!(matches!(result, Err(Error::Corrupt { .. })), "cut at {cut}: {result:?}");
+    }
+    stream[2] = 7;
+    let target = target();
+    let result = run_with(&stream, &expected(&stream, &plain), &target.folder);
+    assert!(matches!(result, Err(Error::Corrupt { .. })), "{result:?}");
+}
