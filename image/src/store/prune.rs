@@ -1,6 +1,5 @@
 //! Removal of what nothing uses.
 
-use super::unfinished::Pulls;
 use super::{MAX_SPACE_WAIT, Store, gc, lock};
 use crate::error::Result;
 use crate::record::{ImageRecord, Pruned};
@@ -39,8 +38,7 @@ impl Store {
         }
         let catalog = lock(&self.catalog);
         // Pulls that run have pinned their layers.
-        let failed = Pulls::new();
-        let stays = gc::Reachable::new(&entries, &catalog.leases, &failed, catalog.pins.keys());
+        let stays = gc::Reachable::new(&entries, &catalog.leases, catalog.pins.keys());
         let gone = catalog.layers.iter().filter(|(name, _)| !stays.has_layer(name));
         gone.map(|(_, facts)| facts.stats.bytes).sum()
     }
