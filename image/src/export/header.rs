@@ -187,8 +187,8 @@ mod tests {
                 ..Item::file(name.as_bytes(), 0)
             };
             let entry = read(&item);
-            prop_assert_eq!(entry.path.components().join(&b'/'), name.into_bytes());
-            prop_assert_eq!(entry.kind, Kind::Symlink(target.into_bytes()));
+            prop_assert_eq!(entry.path.components().join(&b'/'), name.as_bytes());
+            prop_assert_eq!(entry.kind, Kind::Symlink(target.as_bytes().to_vec()));
             prop_assert_eq!((entry.uid, entry.gid, entry.mode, entry.mtime), (uid, gid, mode, item.mtime));
             prop_assert_eq!(&entry.xattrs[..], &xattrs[..]);
         }
