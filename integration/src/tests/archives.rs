@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result};
+use serde_json::json;
 
 use crate::context::Context;
 use crate::expect::ensure;
 use crate::fixture::Fixture;
-use crate::images;
+use crate::images::layer::{Packing, Writer};
+use crate::images::{self, Recipe};
 use crate::isolation::command;
 use crate::runner::{Test, test};
 use crate::shapes;
@@ -77,7 +79,7 @@ async fn archives_of_other_tools_are_imported(cx: Context) -> Result<()> {
     let path = |name: &str| folder.join(name);
     let pod = cx.pod().await?;
     let docker = path("docker.tar");
-    from_registry(&cx, "busybox-zstd:1", &format!("docker-archive:{}:from.test/docker:1", text(&docker)?))?;
+    from_registry(&cx, "busybox-plain:1", &format!("docker-archive:{}:from.test/docker:1", text(&docker)?))?;
     from_registry(&cx, "busybox:1", &format!("oci-archive:{}:from.test/oci:1", text(&path("oci.tar"))?))?;
     from_registry(&cx, "tools:1", &format!("oci:{}:latest", text(&path("oci"))?))?;
     command("gzip", &[text(&path("oci.tar"))?])?;
@@ -179,12 +181,34 @@ fn unpacked(layout: &Path, tag: &str) -> Result<BTreeMap<String, Entry>> {
     tree(&root)
 }
 
+/// Pushes an image with all that layers can have. They are compressed with gzip, as umoci knows no zstd.
+async fn push_layers(cx: &Context) -> Result<()> {
+    let mut lower = Writer::new();
+    for name in ["keep", "gone", "opaque/old", "opaque/sub/old"] {
+        lower.file(&format!("w/{name}"), 0o644, b"lower\n")?;
+    }
+    lower.owned("w/owned", 0o640, (1234, 5678), b"owned\n")?;
+    lower.file("w/suid", 0o4755, b"suid\n")?;
+    lower.hardlink("w/hard", "w/keep")?;
+    lower.symlink("w/soft", "keep")?;
+    lower.with_xattr("w/attributed", "user.copepod", "value")?;
+    let mut upper = Writer::new();
+    upper.file("w/.wh.gone", 0, b"")?;
+    upper.file("w/opaque/.wh..wh..opq", 0, b"")?;
+    upper.file("w/opaque/new", 0o644, b"upper\n")?;
+    let base = cx.fixture.layers.busybox.clone();
+    let layers = [base, lower.finish(Packing::Gzip)?, upper.finish(Packing::Gzip)?];
+    let image = Recipe::new(&layers, json!({"Cmd": ["/bin/sh"]})).build();
+    cx.fixture.registry.push("exported", "1", &image).await.map(drop)
+}
+
 async fn an_export_is_read_by_other_tools(cx: Context) -> Result<()> {
     let folder = folder(&cx)?;
     let path = |name: &str| folder.join(name);
-    let name = Fixture::image("whiteouts");
+    push_layers(&cx).await?;
+    let name = Fixture::image("exported");
     cx.cri.pull(&name).await?;
-    from_registry(&cx, "whiteouts:1", &format!("oci:{}:t", text(&path("wanted"))?))?;
+    from_registry(&cx, "exported:1", &format!("oci:{}:t", text(&path("wanted"))?))?;
     let wanted = unpacked(&path("wanted"), "t")?;
     ensure!(
         wanted.len() > 100 && wanted.contains_key("w/opaque/new"),
@@ -218,7 +242,7 @@ async fn an_export_is_read_by_other_tools(cx: Context) -> Result<()> {
     cx.cri.remove_image(&name).await?;
     prints(&cx, &["import", text(&archive)?])?;
     let pod = cx.pod().await?;
-    cx.outputs(&pod, &shapes::container("again", &name, &["/bin/cat", "/w/turned"]), "now a file\n").await?;
+    cx.outputs(&pod, &shapes::container("again", &name, &["/bin/cat", "/w/opaque/new"]), "upper\n").await?;
     for (flags, before) in [&["--gzip"][..], &[]].iter().zip(&exports) {
         prints(&cx, &[&["export", "--output", text(&archive)?][..], *flags, &[name.as_str()]].concat())?;
         ensure!(fs::read(&archive)? == *before, "the export of the imported image differs ({flags:?})");

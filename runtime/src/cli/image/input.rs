@@ -16,6 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 const PART: usize = 256 << 10;
 /// Maximum number of parts that wait for the daemon.
 const WAITING: usize = 4;
+/// Longest name that a header has, in bytes.
+const LONG_NAME: usize = 100;
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
@@ -172,6 +174,34 @@ fn layout(folder: &Path) -> io::Result<Vec<(String, u64)>> {
     Ok(files)
 }
 
+/// The blocks before a file's content. A long name, such as that of a sha512 digest, has a member of its own, as in GNU's
+/// format.
+fn header(name: &str, size: u64) -> Vec<u8> {
+    let block = |name: &[u8], kind: EntryType, size: u64| {
+        let mut header = Header::new_gnu();
+        let field = &mut header.as_old_mut().name;
+        let length = name.len().min(field.len());
+        field[..length].copy_from_slice(&name[..length]);
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_cksum();
+        header
+    };
+    let mut blocks = Vec::new();
+    if name.len() > LONG_NAME {
+        let long = block(b"././@LongLink", EntryType::GNULongName, name.len() as u64);
+        blocks.extend_from_slice(long.as_bytes());
+        blocks.extend_from_slice(name.as_bytes());
+        blocks.resize(blocks.len().next_multiple_of(512), 0);
+    }
+    blocks.extend_from_slice(block(name.as_bytes(), EntryType::Regular, size).as_bytes());
+    blocks
+}
+
 /// Sends these files of a folder as an archive.
 fn send_layout(
     folder: &Path,
@@ -180,19 +210,11 @@ fn send_layout(
     parts: &mpsc::Sender<Part>,
 ) -> io::Result<()> {
     for (name, size) in files {
-        let mut header = Header::new_ustar();
-        header.set_entry_type(EntryType::Regular);
-        header.set_path(name)?;
-        header.set_size(*size);
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_cksum();
+        let header = header(name, *size);
         let file = Counted { input: File::open(folder.join(name))?, meter };
         // A file that grows meanwhile is cut, and one that shrinks is an error of the archive.
         let padding = io::repeat(0).take(size.next_multiple_of(512) - size);
-        send(&mut header.as_bytes().chain(file.take(*size)).chain(padding), parts)?;
+        send(&mut header.as_slice().chain(file.take(*size)).chain(padding), parts)?;
     }
     send(&mut io::repeat(0).take(1024), parts)
 }

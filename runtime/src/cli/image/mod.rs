@@ -91,7 +91,7 @@ pub enum Error {
     },
     /// The daemon has refused a call, or failed.
     #[error("{}{}", .0.message(), code(.0))]
-    Call(#[from] Box<Status>),
+    Call(Box<Status>),
     /// A daemon of another version.
     #[error("the daemon has ended the call without a result")]
     NoResult,
