@@ -39,11 +39,7 @@ const CREDENTIALS: &[Member] = &[
         "Refresh token of OAuth2. Preferred to a password, unless the token server has no OAuth2",
     ),
     honoured("/auths/HOST/registrytoken", "\"x\"", "Sent to the registry as its bearer token"),
-    ignored(
-        "/auths/HOST/email",
-        "\"a@b.example\"",
-        "No registry wants it; Docker has not written it since 2018",
-    ),
+    ignored("/auths/HOST/email", "\"a@b.example\"", "No registry wants it any more"),
     ignored("/auths/HOST/serveraddress", "\"https://other.example\"", "The entry's name says it"),
     honoured("/credsStore", "\"store\"", "The helper for registries that `credHelpers` does not have"),
     honoured(

@@ -129,30 +129,13 @@ impl Registry {
         get: &Get<'_>,
         authorization: Option<&HeaderValue>,
     ) -> Result<Response<Incoming>, Fault> {
-        let host = &endpoint.host;
         let mut uri = url(endpoint, get)?;
         // Whether the host itself is asked: the settings of hosts.toml are for it alone.
         let mut same_host = true;
         let mut http = &endpoint.http;
         for _ in 0..=MAX_REDIRECTS {
-            let method = if get.head { Method::HEAD } else { Method::GET };
-            let mut request = Request::builder().method(method).uri(uri.clone()).header(USER_AGENT, PRODUCT);
-            if same_host {
-                request = request.header(ACCEPT, get.accept);
-                for (name, value) in &host.headers.0 {
-                    request = request.header(name, value);
-                }
-                if let Some(authorization) = authorization {
-                    request = request.header(AUTHORIZATION, authorization);
-                }
-            }
-            if let Some((first, last)) = get.range {
-                let last = last.map(|last| last.to_string()).unwrap_or_default();
-                request = request.header(RANGE, format!("bytes={first}-{last}"));
-            }
-            let request = request.body(Full::default());
-            let request =
-                request.map_err(|error| Fault::Final(format!("the request is not valid: {error}")))?;
+            let request = request(endpoint, get, &uri, same_host.then_some(authorization))
+                .map_err(|error| Fault::Final(format!("the request is not valid: {error}")))?;
             let response = self.send(http, request).await;
             let response =
                 response.map_err(|fault| if same_host { fault } else { redirected(&uri, fault) })?;
@@ -294,6 +277,31 @@ fn retry_after(response: &Response<Incoming>) -> Option<Duration> {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
         Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok(),
     }
+}
+
+/// A request for `url`. `own` is the Authorization header to send if the host itself is asked.
+fn request(
+    endpoint: &Endpoint,
+    get: &Get<'_>,
+    url: &Uri,
+    own: Option<Option<&HeaderValue>>,
+) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
+    let method = if get.head { Method::HEAD } else { Method::GET };
+    let mut request = Request::builder().method(method).uri(url.clone()).header(USER_AGENT, PRODUCT);
+    if let Some(authorization) = own {
+        request = request.header(ACCEPT, get.accept);
+        for (name, value) in &endpoint.host.headers.0 {
+            request = request.header(name, value);
+        }
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+    }
+    if let Some((first, last)) = get.range {
+        let last = last.map(|last| last.to_string()).unwrap_or_default();
+        request = request.header(RANGE, format!("bytes={first}-{last}"));
+    }
+    request.body(Full::default())
 }
 
 /// The target of a redirect.

@@ -86,8 +86,9 @@ fn walk(root: &Path, path: &Path, found: &mut BTreeMap<PathBuf, String>) -> io::
         let mut text =
             format!("{:o} {}:{} {} {:x}", meta.mode(), meta.uid(), meta.gid(), meta.nlink(), meta.rdev());
         let is_implicit = kind.is_dir() && fs::lgetxattr(&path, IMPLICIT_XATTR, &mut [0; 8]).is_ok();
+        let is_whiteout = kind.is_char_device() && meta.rdev() == 0;
         // What has no entry of its own has the time at which it was unpacked.
-        if !is_implicit && !(kind.is_char_device() && meta.rdev() == 0) {
+        if !is_implicit && !is_whiteout {
             let _ = write!(text, " {}.{}", meta.mtime(), meta.mtime_nsec());
         }
         if kind.is_symlink() {
