@@ -203,9 +203,9 @@ async fn a_host_port_does_not_lead_to_a_pod_that_has_ended() {
         rules.lines().position(|line| line.contains("--dports 8080") && line.ends_with(chain)).unwrap()
     };
     assert!(at(&first[0]) < at(&second[0]), "the old rule does not precede the new one:\n{rules}");
+    fs::remove_file(&broken).unwrap();
     ignorant.del(&new.pod, Some(&new.netns)).await.unwrap();
 
-    fs::remove_file(&broken).unwrap();
     cni.add(&new).await.unwrap();
     let file = File::open(&new.netns).unwrap();
     let server = sys::netns::inside(file.as_fd(), || TcpListener::bind("0.0.0.0:80")).unwrap();
