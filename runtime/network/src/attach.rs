@@ -1,6 +1,8 @@
-//! ADD and DEL of a pod; in the modules: the loaded network and STATUS, CHECK and GC, and DELs that have failed.
+//! ADD and DEL of a pod; in the modules: the loaded network and STATUS, CHECK and GC, DELs that have failed, and the host
+//! ports that these still hold.
 
 mod debts;
+mod host_ports;
 mod loaded;
 mod lock;
 mod upkeep;
@@ -77,6 +79,19 @@ struct Target<'a> {
     netns: OsString,
 }
 
+/// Why a DEL has failed, and what it may have left.
+struct Undone {
+    error: Error,
+    /// A plugin that has the pod's host ports has failed or was not run.
+    host_ports: bool,
+}
+
+impl From<Error> for Undone {
+    fn from(error: Error) -> Self {
+        Self { error, host_ports: true }
+    }
+}
+
 impl Cni {
     /// Creates a client, which is not ready until [`Cni::load`] or [`Cni::reload`] is called. Accesses nothing.
     pub fn new(config: CniConfig) -> Self {
@@ -125,7 +140,8 @@ impl Cni {
     }
 
     /// Attaches the pod to the network and returns its addresses in the plugins' order; there is at least
-    /// one. A lease left by an earlier attempt for the same pod is released first.
+    /// one. A lease left by an earlier attempt for the same pod is released first, and so are pods whose DEL is due and who
+    /// have the same host ports.
     ///
     /// # Errors
     /// After an error, plugins may have allocated something: call [`Cni::del`].
@@ -135,6 +151,7 @@ impl Cni {
         if self.lease_of(&pod.pod).await?.is_some() {
             self.del(&pod.pod, Some(&pod.netns)).await?;
         }
+        self.free_host_ports(&pod.pod, &capabilities).await?;
         self.wait_for_earlier_gc().await;
         let _slot = self.slot(&pod.pod, Verb::Add).await?;
         let deadline = self.deadline();
@@ -152,8 +169,8 @@ impl Cni {
         })
         .await?;
 
-        let target =
-            Target { lease: &lease, lock: self.lock(&pod.pod).await, netns: pod.netns.clone().into() };
+        let lock = self.lock(pod.pod.as_str()).await;
+        let target = Target { lease: &lease, lock, netns: pod.netns.clone().into() };
         let mut result: Option<AddResult> = None;
         for plugin in &lease.network.plugins {
             let previous = result.as_ref().map(|result| &result.raw);
@@ -185,22 +202,29 @@ impl Cni {
     /// # Errors
     /// All failures. The lease stays, and `del` can be called again.
     pub async fn del(&self, pod: &PodId, netns: Option<&Path>) -> Result<(), Error> {
+        self.undo(pod, netns).await.map_err(|undone| undone.error)
+    }
+
+    /// As [`Cni::del`].
+    async fn undo(&self, pod: &PodId, netns: Option<&Path>) -> Result<(), Undone> {
         let Some((lease, result)) = self.lease_of(pod).await? else {
             // There is no lease, but a daemon that was killed while writing one may have left an unfinished
             // file.
-            return self.remove(pod).await;
+            return Ok(self.remove(pod).await?);
         };
-        let lock = self.lock(pod).await;
+        let lock = self.lock(pod.as_str()).await;
         let _slot = self.slot(pod, Verb::Del).await?;
         let netns = existing_netns(&self.0.lane, netns).await;
         let target = Target { lease: &lease, lock, netns };
         let previous = result.as_ref().filter(|_| lease.network.version.has_check());
-        let mut errors = Vec::new();
+        let (mut errors, mut host_ports) = (Vec::new(), false);
         for (index, plugin) in lease.network.plugins.iter().enumerate().rev() {
+            let has_ports = plugin.wants(host_ports::CAPABILITY);
             // What the others have made for the pod's addresses (host ports, rules of a firewall) would serve the next pod
             // that gets them, and the repeated DEL would take it from that pod. A pod whose ADD has failed has served nobody,
             // and may be tried again until no address is left.
             if index == 0 && result.is_some() && !errors.is_empty() {
+                host_ports |= has_ports;
                 break;
             }
             let stdin = plugin_input(&lease.network, plugin, Some(&lease.capabilities), previous);
@@ -208,18 +232,21 @@ impl Cni {
                 Ok(_) => {}
                 // The plugin does not know the pod, so there is nothing to undo.
                 Err(Failure::Refused { code: UNKNOWN_CONTAINER, .. }) => {}
-                Err(failure) => errors.push(plugin_error(Verb::Del, &lease, plugin, failure)),
+                Err(failure) => {
+                    host_ports |= has_ports;
+                    errors.push(plugin_error(Verb::Del, &lease, plugin, failure));
+                }
             }
         }
-        Error::from_all(errors)?;
-        self.remove(pod).await
+        Error::from_all(errors).map_err(|error| Undone { error, host_ports })?;
+        Ok(self.remove(pod).await?)
     }
 
     /// Removes the lease.
     async fn remove(&self, pod: &PodId) -> Result<(), Error> {
         let id = pod.clone();
         self.blocking(move |leases| leases.remove(&id)).await?;
-        self.0.unfinished.forget(pod);
+        self.0.unfinished.forget(pod.as_str());
         Ok(())
     }
 
@@ -301,6 +328,21 @@ impl Cni {
         plugin::run(&self.0.lane, call).await
     }
 
+    /// As `run`, with the lock of this name, which the plugin inherits.
+    async fn run_with_lock(&self, name: &str, call: Call) -> Result<Vec<u8>, Failure> {
+        let locked = call.lock.is_some();
+        if locked {
+            self.0.unfinished.started(name);
+        }
+        let result = self.run(call).await;
+        // After these failures a process may be left, which was killed and takes a moment to end.
+        let killed = matches!(result, Err(Failure::Hung { .. } | Failure::Run { .. }));
+        if locked && !killed {
+            self.0.unfinished.ended(name);
+        }
+        result
+    }
+
     /// Runs one command of one plugin for a pod.
     async fn call(
         &self,
@@ -319,17 +361,7 @@ impl Cni {
             lock: lock.clone(),
             ..self.call_for_none(verb, plugin, stdin, deadline)
         };
-        let with_lock = lock.as_ref().map(|_| &lease.pod);
-        if let Some(pod) = with_lock {
-            self.0.unfinished.started(pod);
-        }
-        let result = self.run(call).await;
-        // After these failures a process may be left, which was killed and takes a moment to end.
-        let killed = matches!(result, Err(Failure::Hung { .. } | Failure::Run { .. }));
-        if let Some(pod) = with_lock.filter(|_| !killed) {
-            self.0.unfinished.ended(pod);
-        }
-        result
+        self.run_with_lock(lease.pod.as_str(), call).await
     }
 }
 

@@ -165,6 +165,24 @@ pub enum Error {
         /// The time waited, in milliseconds.
         waited_ms: u128,
     },
+    /// A host port of the pod still leads to another one, whose DEL was tried again and has failed. Nothing was done.
+    #[error(
+        "pod {pod}: host port {port}/{protocol} still leads to the address of pod {holder}, which has ended, because its CNI DEL has not succeeded ({problem}); that is run again before each attempt to start this pod. If it can never succeed, remove the port's rules and then {}", lease.display()
+    )]
+    HostPort {
+        /// The pod.
+        pod: PodId,
+        /// The host port.
+        port: u16,
+        /// `tcp`, `udp` or `sctp`.
+        protocol: String,
+        /// The pod that has ended.
+        holder: PodId,
+        /// Its lease.
+        lease: PathBuf,
+        /// Why its last DEL has failed.
+        problem: String,
+    },
     /// The lease could not be read or written.
     #[error("{action} {}", path.display())]
     Lease {
@@ -205,7 +223,7 @@ impl Error {
                 }
                 _ => false,
             },
-            Self::Busy { .. } => true,
+            Self::Busy { .. } | Self::HostPort { .. } => true,
             // No thread was free.
             Self::Lease { source, .. } => source.kind() == io::ErrorKind::ResourceBusy,
             Self::Several(errors) => !errors.is_empty() && errors.iter().all(Self::is_temporary),

@@ -3,6 +3,8 @@
 //! `<pod>` has the arguments of ADD and is synced. `<pod>.result` has the result of ADD. It is not
 //! synced: no network namespace survives a reboot, so the result may be lost with one. Both are record files
 //! (`state::file`), with magic, checksum and boot id. Files of earlier builds, which had none of these, are read too.
+//! `fixtures/lease` has files of every format. They are never changed, so that every later version can run the DEL of pods
+//! that a release has attached; fields are only added, so that the version before it can as well.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -27,6 +29,9 @@ const VERSION: u32 = 1;
 
 /// Name of the pod's interface, given to the plugins (CNI_IFNAME); Kubernetes uses no other.
 pub const IFNAME: &str = "eth0";
+
+/// The file that is locked while GC runs.
+pub(crate) const GC: &str = "gc.lock";
 
 /// The kind of a lease's file, and of a result's.
 const LEASE: &str = "cni-lease";
@@ -60,17 +65,6 @@ impl Lease {
         let ifname = IFNAME.to_owned();
         Self { version: VERSION, pod, ifname, netns, args, capabilities: caps, network }
     }
-}
-
-/// The lock on GC.
-#[derive(Debug)]
-pub(crate) enum Lock {
-    /// It is ours as long as the descriptor or a copy of it is open.
-    Taken(OwnedFd),
-    /// A GC runs.
-    Busy,
-    /// There was no GC yet.
-    Absent,
 }
 
 /// The folder of leases. All calls block.
@@ -140,10 +134,25 @@ impl Leases {
         Ok(Some((lease, result)))
     }
 
-    /// Locks the lease (flock(2)) as long as the descriptor or a copy of it is open; `None` if it is locked already.
-    pub(crate) fn lock(&self, pod: &PodId) -> Result<Option<OwnedFd>, Error> {
-        let path = self.lease_path(pod);
-        let file = OwnedFd::from(fs::File::open(&path).map_err(failed("open", &path))?);
+    /// The capability arguments of a lease that was written since the host was booted: what plugins made of those of another
+    /// boot is gone with the kernel. Empty without a lease, or if it cannot be read.
+    pub(crate) fn capabilities_of_this_boot(&self, pod: &PodId) -> Map<String, Value> {
+        let lease = state::file::read::<Lease>(&self.lease_path(pod), LEASE).ok().flatten();
+        let lease = lease.filter(|lease| lease.boot_id == self.boot_id);
+        lease.map(|lease| lease.data.capabilities).unwrap_or_default()
+    }
+
+    /// Takes the lock of this name (flock(2)), the file of a pod's lease or [`GC`], as long as the descriptor or a copy of it
+    /// is open; `None` if it is taken. The file of a lease must exist.
+    pub(crate) fn lock(&self, name: &str) -> Result<Option<OwnedFd>, Error> {
+        let path = self.dir.join(name);
+        let create = name == GC;
+        if create {
+            self.create_dir().map_err(failed("create", &self.dir))?;
+        }
+        // Creating needs write access.
+        let opened = fs::OpenOptions::new().read(true).append(create).create(create).mode(0o600).open(&path);
+        let file = OwnedFd::from(opened.map_err(failed("open", &path))?);
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file)),
             Err(Errno::WOULDBLOCK) => Ok(None),
@@ -151,23 +160,9 @@ impl Leases {
         }
     }
 
-    /// Locks GC, as [`Leases::lock`] a lease. Its file is made by the first GC (`create`).
-    pub(crate) fn lock_gc(&self, create: bool) -> Result<Lock, Error> {
-        let path = self.dir.join("gc.lock");
-        if create {
-            self.create_dir().map_err(failed("create", &self.dir))?;
-        }
-        let opened = fs::OpenOptions::new().read(true).append(true).create(create).mode(0o600).open(&path);
-        let file = match opened {
-            Ok(file) => OwnedFd::from(file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !create => return Ok(Lock::Absent),
-            Err(error) => return Err(failed("open", &path)(error)),
-        };
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Lock::Taken(file)),
-            Err(Errno::WOULDBLOCK) => Ok(Lock::Busy),
-            Err(error) => Err(failed("lock", &path)(error.into())),
-        }
+    /// Whether there was ever a GC.
+    pub(crate) fn had_gc(&self) -> bool {
+        self.dir.join(GC).exists()
     }
 
     /// Removes the lease. Not synced: a DEL that is repeated after a power loss does no harm.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use common::isolation::{is_inside, isolated, run};
 use common::{Bench, pod};
 use model::{PortMapping, Protocol};
-use network::{Cni, CniConfig};
+use network::{Cni, CniConfig, Error, Released};
 
 struct Net {
     bench: Bench,
@@ -155,6 +155,70 @@ async fn an_add_that_fails_half_way_is_undone_by_del() {
     assert!(net.allocated().is_empty() && cni.leases().await.unwrap().is_empty());
     assert!(!run("ip -n cni-three -o link").contains("eth0"));
     run("ip netns del cni-three");
+}
+
+/// portmap appends its rules: those that a DEL has left would get the connections of the next pod with the host port.
+#[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one scenario in its order")]
+async fn a_host_port_does_not_lead_to_a_pod_that_has_ended() {
+    if !is_inside() {
+        return isolated("a_host_port_does_not_lead_to_a_pod_that_has_ended");
+    }
+    let net = net().await;
+    let broken = net.bench.path("broken");
+    let script =
+        format!("[ $CNI_COMMAND = DEL ] && [ -e {} ] && exit 1; exec /usr/lib/cni/portmap", broken.display());
+    net.bench.plugin("portmap", &script);
+    let bin_dirs = vec![net.bench.path("bin"), "/usr/lib/cni".into()];
+    let config = CniConfig { bin_dirs, timeout: Duration::from_secs(60), ..net.bench.config() };
+    let cni = Cni::new(config.clone());
+    assert!(cni.reload().await.is_ready());
+    let attachment = |number, name: &str| {
+        let mut attachment = net.bench.attachment(pod(number));
+        attachment.netns = netns(name);
+        attachment.ports = vec![PortMapping {
+            protocol: Protocol::Tcp,
+            container_port: 80,
+            host_port: 8080,
+            host_ip: String::new(),
+        }];
+        attachment
+    };
+    let (old, new) = (attachment(1, "cni-old"), attachment(2, "cni-new"));
+    let first = cni.add(&old).await.unwrap();
+    fs::write(&broken, "").unwrap();
+    let within = Duration::from_secs(60);
+    assert_eq!(cni.release(&old.pod, &old.netns, within).await, Released::Later);
+    assert_eq!(net.allocated().len(), 2, "its addresses are given to nobody else");
+    let error = cni.add(&new).await.unwrap_err();
+    assert!(matches!(error, Error::HostPort { port: 8080, .. }), "{error:?}");
+    // Without the refusal: a client that knows of no debt.
+    let ignorant = Cni::new(config);
+    assert!(ignorant.reload().await.is_ready());
+    let second = ignorant.add(&new).await.unwrap();
+    let rules = run("iptables-save -t nat");
+    let at = |chain_of: &std::net::IpAddr| {
+        let to = format!("--to-destination {chain_of}:80");
+        let chain = rules.lines().find(|line| line.contains(&to)).unwrap().split(' ').nth(1).unwrap();
+        rules.lines().position(|line| line.contains("--dports 8080") && line.ends_with(chain)).unwrap()
+    };
+    assert!(at(&first[0]) < at(&second[0]), "the old rule does not precede the new one:\n{rules}");
+    fs::remove_file(&broken).unwrap();
+    ignorant.del(&new.pod, Some(&new.netns)).await.unwrap();
+
+    cni.add(&new).await.unwrap();
+    let file = File::open(&new.netns).unwrap();
+    let server = sys::netns::inside(file.as_fd(), || TcpListener::bind("0.0.0.0:80")).unwrap();
+    let serve = std::thread::spawn(move || server.accept().unwrap().0.write_all(b"new").unwrap());
+    let address: SocketAddr = "10.213.0.1:8080".parse().unwrap();
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "new");
+    serve.join().unwrap();
+    cni.del(&new.pod, Some(&new.netns)).await.unwrap();
+    assert!(net.allocated().is_empty());
+    run("ip netns del cni-old; ip netns del cni-new");
 }
 
 #[test]

@@ -270,13 +270,46 @@ async fn the_first_add_waits_for_a_gc_that_outlived_its_daemon() {
     let first = bench.cni();
     first.load().await;
     assert!(first.gc().await.unwrap());
-    assert!(!first.gc().await.unwrap(), "one still runs");
     drop(first);
     let second = bench.cni();
     second.load().await;
     second.add(&bench.attachment(pod(1))).await.unwrap();
     assert_eq!(fs::read_to_string(&log).unwrap(), "GC\nlate\nADD\n");
     assert!(second.gc().await.unwrap());
+}
+
+/// A process that a plugin leaves in GC, or for a pod, may never end: it keeps the lock, but neither GC nor CHECK from running.
+#[tokio::test]
+async fn processes_that_plugins_leave_keep_nothing_from_running() {
+    let bench = Bench::new();
+    bench.conf("n.conf", r#"{"cniVersion":"1.1.0","name":"n","type":"p"}"#);
+    let left = bench.path("left").display().to_string();
+    let leave = format!("setsid sleep 300 < /dev/null > /dev/null 2>&1 & echo $! >> {left}");
+    recorder(&bench, "p", &format!("case $CNI_COMMAND in GC|ADD) {leave};; esac\n{GOOD}"));
+    let config = CniConfig { timeout: Duration::from_secs(3), ..bench.config() };
+    let cni = Cni::new(config.clone());
+    cni.load().await;
+    let mut attachment = bench.attachment(pod(1));
+    attachment.netns = "/proc/self/ns/net".into();
+    cni.add(&attachment).await.unwrap();
+    assert!(cni.check(&pod(1)).await.unwrap());
+    let started = std::time::Instant::now();
+    for _ in 0..2 {
+        assert!(cni.gc().await.unwrap());
+    }
+    assert!(started.elapsed() < Duration::from_secs(3), "all plugins of this daemon have ended");
+    // The next daemon cannot know that it is no plugin, and waits for a while.
+    let next = Cni::new(config);
+    next.load().await;
+    assert!(next.gc().await.unwrap());
+    next.add(&bench.attachment(pod(2))).await.unwrap();
+    let commands: Vec<String> =
+        calls(&bench).iter().map(|call| call.split(' ').next().unwrap_or_default().to_owned()).collect();
+    assert_eq!(commands, ["ADD", "CHECK", "GC", "GC", "GC", "ADD"]);
+    for process in fs::read_to_string(&left).unwrap().lines() {
+        // That it can be killed shows that it has run all the time.
+        assert!(std::process::Command::new("kill").arg(process).status().unwrap().success());
+    }
 }
 
 #[tokio::test]

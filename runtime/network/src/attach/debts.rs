@@ -10,9 +10,9 @@ use std::time::Duration;
 use causes::with_causes;
 use model::PodId;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::Cni;
+use super::{Cni, Undone};
 
 /// The pause before the first repetition. Each further one is twice as long, up to the second limit.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -22,6 +22,8 @@ const PARALLEL: usize = 4;
 /// How long the pod's network namespace is kept for DEL, which moves physical interfaces back, for example. The address is
 /// not given to another pod as long as DEL is due.
 const KEEP_NETNS: Duration = Duration::from_secs(600);
+/// Pause between two looks at a DEL that runs.
+const RETRY: Duration = Duration::from_millis(20);
 /// How many debts are listed.
 const SHOWN: usize = 32;
 
@@ -75,6 +77,8 @@ struct Entry {
     since: Instant,
     attempts: u32,
     problem: String,
+    /// A plugin may still lead its host ports to it.
+    host_ports: bool,
     state: State,
 }
 
@@ -106,18 +110,19 @@ impl Ledger {
             return false;
         }
         let netns = Some(netns.to_path_buf());
-        let entry = Entry { netns, since: Instant::now(), attempts: 0, problem: String::new(), state };
-        entries.insert(pod.clone(), entry);
+        let (since, problem) = (Instant::now(), String::new());
+        entries.insert(pod.clone(), Entry { netns, since, attempts: 0, problem, host_ports: true, state });
         true
     }
 
-    fn ended(&self, pod: &PodId, problem: Option<String>) {
+    /// An attempt has ended: it has succeeded, or failed because of this problem, and host ports may still lead to the pod.
+    fn ended(&self, pod: &PodId, failed: Option<(String, bool)>) {
         if let Some(entry) = self.entries().get_mut(pod) {
-            match problem {
+            match failed {
                 None => entry.state = State::Done,
-                Some(problem) => {
+                Some((problem, host_ports)) => {
                     entry.attempts = entry.attempts.saturating_add(1);
-                    entry.problem = problem;
+                    (entry.problem, entry.host_ports) = (problem, host_ports);
                     entry.state = State::Due(Instant::now() + pause(entry.attempts));
                 }
             }
@@ -128,6 +133,36 @@ impl Ledger {
     /// Whether the pod's DEL is due.
     pub(super) fn has(&self, pod: &PodId) -> bool {
         self.entries().contains_key(pod)
+    }
+
+    /// The pods to which host ports may still lead.
+    pub(super) fn with_host_ports(&self) -> Vec<PodId> {
+        let entries = self.entries();
+        let holding = entries.iter().filter(|(_, entry)| entry.host_ports && entry.state != State::Done);
+        holding.map(|(pod, _)| pod.clone()).collect()
+    }
+
+    /// Why host ports may still lead to the pod; `None` if none does.
+    pub(super) fn host_ports_problem(&self, pod: &PodId) -> Option<String> {
+        let entries = self.entries();
+        let entry = entries.get(pod).filter(|entry| entry.host_ports && entry.state != State::Done)?;
+        let runs = entry.state == State::Running;
+        Some(if runs { "it has not ended yet".to_owned() } else { entry.problem.clone() })
+    }
+
+    fn runs(&self, pod: &PodId) -> bool {
+        self.entries().get(pod).is_some_and(|entry| entry.state == State::Running)
+    }
+
+    /// Marks the pod's DEL as running; false if none is due, or it runs.
+    fn begin(&self, pod: &PodId) -> bool {
+        match self.entries().get_mut(pod) {
+            Some(entry) if matches!(entry.state, State::Due(_)) => {
+                entry.state = State::Running;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The pins that are to be removed now. Entries without anything left to do are removed.
@@ -188,9 +223,8 @@ struct Running<'a>(&'a Ledger, &'a PodId);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        let runs = self.0.entries().get(self.1).is_some_and(|entry| entry.state == State::Running);
-        if runs {
-            self.0.ended(self.1, Some("the last attempt was given up".to_owned()));
+        if self.0.runs(self.1) {
+            self.0.ended(self.1, Some(("the last attempt was given up".to_owned(), true)));
         }
     }
 }
@@ -201,19 +235,39 @@ impl Cni {
         if !self.0.debts.add(pod, netns, State::Running) {
             return Released::Later;
         }
-        let (cni, id) = (self.clone(), pod.clone());
-        let mut paying = Box::pin(async move { cni.pay(&id).await });
-        match timeout(within, &mut paying).await {
-            Ok(true) => {
+        match self.pay_within(pod, within).await {
+            Some(true) => {
                 self.0.debts.entries().remove(pod);
                 Released::Now
             }
-            Ok(false) => Released::Later,
-            Err(_) => {
+            Some(false) => Released::Later,
+            None => {
                 tracing::warn!(%pod, waited = ?within, "CNI DEL takes long: the pod's end does not wait for it any longer");
-                tokio::spawn(paying);
                 Released::Later
             }
+        }
+    }
+
+    /// Runs DEL of an entry that is marked as running; whether it has succeeded, or `None` if it takes longer and goes on.
+    async fn pay_within(&self, pod: &PodId, within: Duration) -> Option<bool> {
+        let (cni, id) = (self.clone(), pod.clone());
+        let mut paying = Box::pin(async move { cni.pay(&id).await });
+        let paid = timeout(within, &mut paying).await.ok();
+        if paid.is_none() {
+            tokio::spawn(paying);
+        }
+        paid
+    }
+
+    /// Runs the pod's DEL that is due, without the pause after its last attempt, or waits for the one that runs; at most so
+    /// long, and what takes longer goes on.
+    pub(super) async fn pay_now(&self, pod: &PodId, within: Duration) {
+        let until = Instant::now() + within;
+        if self.0.debts.begin(pod) {
+            self.pay_within(pod, within).await;
+        }
+        while self.0.debts.runs(pod) && Instant::now() < until {
+            sleep(RETRY).await;
         }
     }
 
@@ -256,15 +310,17 @@ impl Cni {
     async fn pay(&self, pod: &PodId) -> bool {
         let running = Running(&self.0.debts, pod);
         let netns = self.0.debts.entries().get(pod).and_then(|entry| entry.netns.clone());
-        let done = self.del(pod, netns.as_deref()).await;
-        if let Err(error) = &done {
+        let done = self.undo(pod, netns.as_deref()).await;
+        if let Err(Undone { error, .. }) = &done {
             let lease = self.0.config.cache_dir.join(pod.as_str());
             let (error, lease) = (with_causes(error), lease.display());
             tracing::warn!(%pod, error, %lease, "cannot release a pod's network: CNI DEL is tried again, and its addresses stay taken until it succeeds");
         } else if self.0.debts.entries().get(pod).is_some_and(|entry| entry.attempts > 0) {
             tracing::info!(%pod, "a pod's network is released at last");
         }
-        self.0.debts.ended(pod, done.as_ref().err().map(|error| with_causes(error)));
+        let failed =
+            done.as_ref().err().map(|Undone { error, host_ports }| (with_causes(error), *host_ports));
+        self.0.debts.ended(pod, failed);
         drop(running);
         done.is_ok()
     }
@@ -302,7 +358,7 @@ mod tests {
         assert!(!ledger.add(&pods[0], Path::new("x"), State::Running), "it has an entry");
         assert_eq!(ledger.begin_due(), pods[..PARALLEL]);
         assert_eq!(ledger.begin_due(), []);
-        ledger.ended(&pods[0], Some("no".to_owned()));
+        ledger.ended(&pods[0], Some(("no".to_owned(), true)));
         ledger.ended(&pods[1], None);
         assert_eq!(ledger.begin_due(), pods[PARALLEL..], "those that have waited longest");
         assert_eq!(ledger.pins(), [Path::new(pods[1].as_str())], "its DEL is done");

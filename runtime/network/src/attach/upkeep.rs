@@ -9,23 +9,20 @@ use std::time::Duration;
 
 use causes::with_causes;
 use model::PodId;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Cni, Target, existing_netns, plugin_error, slots};
-use crate::error::{ADVICE, Error, Verb};
+use crate::error::{Error, Verb};
 use crate::input::{gc_input, plugin_input};
-use crate::lease::{Leases, Lock};
+use crate::lease::{GC, Leases};
 use crate::plugin::Call;
 
 /// Time limit of CHECK for one pod. A DEL that begins meanwhile waits for it, and waits a little longer than this.
 const CHECK_LIMIT: Duration = Duration::from_secs(8);
 /// How long GC waits until no plugin runs; new chains wait meanwhile.
 const GC_WAIT: Duration = Duration::from_secs(5);
-/// Time limit of GC for all plugins; ADD and DEL wait meanwhile.
+/// Time limit of GC for all plugins; ADD and DEL wait meanwhile. Also how long one of an earlier daemon is waited for.
 const GC_LIMIT: Duration = Duration::from_secs(20);
-
-/// Pause between two looks at the lock of GC.
-const RETRY: Duration = Duration::from_millis(20);
 
 /// When upkeep is done. The times count from its start.
 #[derive(Debug, Clone, Copy)]
@@ -95,16 +92,14 @@ impl Cni {
         if !network.version.has_status_and_gc() || network.disable_gc {
             return Ok(true);
         }
+        // Plugins inherit it. The last daemon's may still run.
+        let lock = self.lock_for(GC, GC_LIMIT).await;
+        self.0.earlier_gc_ended.store(true, Ordering::Relaxed);
         let all = u32::try_from(slots(&self.0.config)).unwrap_or(u32::MAX);
         // A chain takes its place before it writes its lease, so no pod is missing below.
         let Ok(Ok(_all)) = timeout(GC_WAIT, self.0.slots.acquire_many(all)).await else {
             return Ok(false);
         };
-        // Plugins inherit it. The last daemon's may still run, and know nothing of the pods that were added since.
-        let Lock::Taken(lock) = self.blocking(|leases| leases.lock_gc(true)).await? else {
-            return Ok(false);
-        };
-        let lock = Some(Arc::new(lock));
         // Also those whose DEL is due: their addresses stay taken until every plugin has undone what it made for them.
         let valid = self.leases().await?;
         let deadline = Instant::now() + self.timeout().min(GC_LIMIT);
@@ -112,7 +107,7 @@ impl Cni {
         for plugin in &network.plugins {
             let stdin = gc_input(&network, plugin, &valid);
             let call = self.call_for_none(Verb::Gc, plugin, &stdin, deadline);
-            if let Err(failure) = self.run(Call { lock: lock.clone(), ..call }).await {
+            if let Err(failure) = self.run_with_lock(GC, Call { lock: lock.clone(), ..call }).await {
                 let (plugin, network) = (plugin.kind().to_owned(), network.name.clone());
                 let failure = Box::new(failure);
                 errors.push(Error::Plugin { pod: None, verb: Verb::Gc, plugin, network, failure });
@@ -127,12 +122,8 @@ impl Cni {
         if self.0.earlier_gc_ended.load(Ordering::Relaxed) {
             return;
         }
-        let _step = progress::enter("wait until a garbage collection of CNI plugins has ended", ADVICE);
-        let until = Instant::now() + GC_LIMIT;
-        while let Ok(Lock::Busy) = self.blocking(|leases| leases.lock_gc(false)).await
-            && Instant::now() < until
-        {
-            sleep(RETRY).await;
+        if self.blocking(|leases| Ok(leases.had_gc())).await.unwrap_or_default() {
+            drop(self.lock_for(GC, GC_LIMIT).await);
         }
         self.0.earlier_gc_ended.store(true, Ordering::Relaxed);
     }
@@ -177,8 +168,12 @@ impl Cni {
         }
         let _slot = self.slot(pod, Verb::Check).await?;
         // A DEL waits until this is unlocked.
-        let Some(lock) = self.lock_at_once(pod).await? else { return Ok(false) };
-        let target = Target { lease: &lease, lock: Some(Arc::new(lock)), netns };
+        let lock = self.lock_at_once(pod.as_str()).await?.map(Arc::new);
+        // A process that a plugin has left may have the lock for ever.
+        if lock.is_none() && self.0.unfinished.any(pod.as_str()) {
+            return Ok(false);
+        }
+        let target = Target { lease: &lease, lock, netns };
         let deadline = Instant::now() + self.timeout().min(CHECK_LIMIT);
         for plugin in &lease.network.plugins {
             let stdin = plugin_input(&lease.network, plugin, Some(&lease.capabilities), Some(&result));

@@ -85,3 +85,41 @@ fn damaged_leases_that_were_set_aside_are_removed() {
     assert_eq!(left, [pod.as_str()]);
     assert_eq!(leases.list().unwrap(), [pod]);
 }
+
+/// A file that later versions must be able to read.
+fn frozen(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/lease").join(name)
+}
+
+#[test]
+fn leases_of_every_format_are_readable() {
+    let dir = tempfile::tempdir().unwrap();
+    let pod = PodId::from_random([1; 32]);
+    let leases = Leases::new(dir.path().to_path_buf(), "another boot".to_owned());
+    let mut full = lease(&pod);
+    full.network.disable_check = true;
+    full.capabilities = serde_json::from_str(
+        r#"{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp","hostIP":""}]}"#,
+    )
+    .unwrap();
+    for format in ["1", "2"] {
+        fs::copy(frozen(&format!("lease.{format}.json")), leases.lease_path(&pod)).unwrap();
+        fs::copy(frozen(&format!("result.{format}.json")), leases.result_path(&pod)).unwrap();
+        assert_eq!(leases.get(&pod).unwrap(), Some((full.clone(), Some(result()))), "{format}");
+    }
+    // What a later version may add.
+    let text = fs::read_to_string(frozen("lease.1.json")).unwrap();
+    fs::write(leases.lease_path(&pod), text.replace(r#""ifname""#, r#""later":[1],"ifname""#)).unwrap();
+    assert_eq!(leases.get(&pod).unwrap().unwrap().0, full);
+}
+
+#[test]
+fn capabilities_are_those_of_this_boot() {
+    let (dir, pod) = (tempfile::tempdir().unwrap(), PodId::from_random([4; 32]));
+    let leases = |boot: &str| Leases::new(dir.path().to_path_buf(), boot.to_owned());
+    assert_eq!(leases("1").capabilities_of_this_boot(&pod), Map::new());
+    let capabilities: Map<String, Value> = serde_json::from_str(r#"{"dns":{}}"#).unwrap();
+    leases("1").write(&Lease { capabilities: capabilities.clone(), ..lease(&pod) }).unwrap();
+    assert_eq!(leases("1").capabilities_of_this_boot(&pod), capabilities);
+    assert_eq!(leases("2").capabilities_of_this_boot(&pod), Map::new());
+}

@@ -267,9 +267,17 @@ pub(super) const COMMANDS: &str = "
 | command | | |
 | --- | --- | --- |
 | `ADD` | honoured | All plugins in order, in one time limit (`network.timeout_seconds`); the first failure ends it, and DEL undoes it. |
-| `DEL` | honoured | All plugins in reverse order with ADD's configuration, arguments and result, even if one fails; only the first, which gives the addresses back, waits until the others have succeeded, unless ADD has failed (with libcni each waits). One that fails is repeated in the background. `prevResult` is given since 0.4.0. |
+| `DEL` | honoured | All plugins in reverse order with ADD's configuration, arguments and result, even if one fails; only the first, which gives the addresses back, waits until the others have succeeded, unless ADD has failed (with libcni each waits). One that fails is repeated in the background, and before the ADD of a pod with the same host port, which is refused while it fails. `prevResult` is given since 0.4.0. |
 | `CHECK` | honoured | Since 0.4.0, once for each pod after the start of the daemon. What it finds is logged. Some plugins find faults that are none, such as Debian 12's portmap in the host ports of dual-stack pods: `disableCheck`. |
 | `GC` | honoured | Since 1.1.0, after the start and every hour, while no other plugin runs. `cni.dev/valid-attachments`, and with the same value `cni.dev/attachments`, as the specification called it first, have the pods with a lease, also those whose DEL is due: `containerID`, `ifname`. Every plugin is told, even if one fails. |
 | `STATUS` | honoured | Since 1.1.0, when the folder changes and every 10 s; decides NetworkReady. Codes 50 and 51 are shown like others. |
 | `VERSION` | ignored | Not asked: its `supportedVersions` could only replace one error by another. The configuration chooses the version, and a plugin that does not know it says so in ADD. |
+
+## What it was tried with
+
+Real plugins, in the tests of `runtime/network`: Debian's (CNI 1.0.0), and, built from their Go modules (`integration/cni`),
+containernetworking/plugins 1.10 (CNI 1.1.0), the Flannel plugin of its release 0.9.1, which was the last with it, and
+Multus 3.9 with the plugins of a delegate. Flannel's own repository and Multus 4 are no Go modules that the module proxy
+serves. Cilium's and Calico's plugins do nothing without their agents, so that what they print is replayed instead, like
+that of Azure's and AWS's (`fixtures/result`).
 ";
