@@ -1,5 +1,5 @@
 //! Debian's docker-registry, twice with one storage folder: plain HTTP, and TLS with a
-//! certificate of a CA made by openssl. Images are pushed to the plain one.
+//! certificate of a CA made by openssl. Images are pushed to the plain one. A third one for a user alone, if a test wants it.
 
 use std::fs;
 use std::net::TcpListener;
@@ -17,6 +17,24 @@ use crate::http::Http;
 use crate::images::{Blob, Image};
 use crate::isolation::command;
 use crate::wait;
+
+/// As htpasswd writes it: `user` with the password `secret`.
+const HTPASSWD: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
+
+/// A registry with all images for `user` with the password `secret`, by plain HTTP. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Private {
+    /// Its port on 127.0.0.1.
+    pub(crate) port: u16,
+    child: Child,
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
 
 /// A running pair of registries.
 #[derive(Debug)]
@@ -47,6 +65,20 @@ impl Registry {
         .await?;
         wait::until_true("the TLS registry to listen", Duration::from_secs(20), || {
             std::net::TcpStream::connect(("127.0.0.1", tls_port)).is_ok()
+        })
+        .await?;
+        Ok(this)
+    }
+
+    /// Starts a registry with the same images that asks for user and password.
+    pub(crate) async fn private(&self) -> Result<Private> {
+        let (port, users) = (free_port()?, self.dir.join("htpasswd"));
+        fs::write(&users, HTPASSWD)?;
+        let auth = format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", users.display());
+        let child = serve(&self.dir, "private", &(config(&self.dir, port, None) + &auth))?;
+        let this = Private { port, child };
+        wait::until_true("the private registry to listen", Duration::from_secs(20), || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
         })
         .await?;
         Ok(this)

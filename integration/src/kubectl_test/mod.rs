@@ -5,6 +5,7 @@ mod checks;
 pub(crate) mod control_plane;
 pub(crate) mod kubectl;
 mod resize;
+mod secrets;
 mod sessions;
 
 use std::path::Path;
@@ -39,7 +40,7 @@ pub(crate) async fn run(bin: &Path, kubelet: &Path, programs: &Path, filter: Opt
     let begun = Instant::now();
     let mut checks = checks::start();
     let rest: Vec<Check<Cluster>> =
-        sessions::all().into_iter().chain(resize::all()).chain(checks::all()).collect();
+        sessions::all().into_iter().chain(resize::all()).chain(secrets::all()).chain(checks::all()).collect();
     checks.extend(selected(rest, filter)?);
     let world = Census::take(None);
     let fixture = Fixture::new(bin).await.context("prepare the fixtures")?;

@@ -46,6 +46,7 @@ mod propagation;
 mod proxies;
 mod pss;
 mod records;
+mod registries;
 mod removal;
 mod resources;
 mod restart;
@@ -107,6 +108,7 @@ pub(crate) fn all() -> Vec<Test> {
         nested::tests(),
         propagation::tests(),
         proxies::tests(),
+        registries::tests(),
         removal::tests(),
         full_disk::tests(),
         network::tests(),
