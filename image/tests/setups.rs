@@ -165,6 +165,7 @@ async fn client_certificates() {
 
 /// A registry that asks for a client certificate, with its token server and its storage on another host.
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "the servers' configuration is read with what is expected of it")]
 async fn settings_of_tls_are_for_their_host() {
     let folder = tempfile::tempdir().unwrap();
     let registry = start(None).await;
