@@ -33,7 +33,10 @@ fn add(builder: &mut Builder<Vec<u8>>, name: &str, kind: EntryType, link: &str, 
 }
 
 /// Reads an archive that arrives in parts of this length.
-fn read_parts(bytes: &[u8], part: usize) -> (TempDir, Result<(Arc<Archive>, Vec<Found>)>) {
+/// An archive and the images that it has.
+type Read = Result<(Arc<Archive>, Vec<Found>)>;
+
+fn read_parts(bytes: &[u8], part: usize) -> (TempDir, Read) {
     let folder = tempfile::tempdir().unwrap();
     let (sender, input) = mpsc::channel(bytes.len() / part + 1);
     for part in bytes.chunks(part) {

@@ -62,7 +62,7 @@ async fn a_pod_is_refused_a_host_port_that_leads_to_one_that_has_ended() {
     for part in ["8080/tcp", "map says not now", old.pod.as_str(), &lease.display().to_string()] {
         assert!(error.to_string().contains(part), "{error}");
     }
-    assert_eq!(cni.leases().await.unwrap(), [old.pod.clone()], "no plugin ran for the new pod");
+    assert_eq!(cni.leases().await.unwrap(), std::slice::from_ref(&old.pod), "no plugin ran for the new pod");
     // Others are not kept from it.
     for other in [with_port(&bench, 3, Protocol::Tcp, 8081), with_port(&bench, 4, Protocol::Udp, 8080)] {
         cni.add(&other).await.unwrap();
