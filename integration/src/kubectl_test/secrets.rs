@@ -41,9 +41,13 @@ async fn refused(cluster: &Cluster, name: &str, words: &str) -> Result<String> {
         Ok(Some(list))
     })
     .await?;
+    // The status follows the event.
     let waiting = "jsonpath={.status.containerStatuses[0].state.waiting.reason}";
-    let reason = cluster.kubectl.ok(&["get", "pod", name, "-o", waiting]).await?;
-    ensure!(matches!(reason.as_str(), "ErrImagePull" | "ImagePullBackOff"), "{name} waits for {reason:?}");
+    wait::until(&format!("{name} to wait for its image"), secs(30), || async {
+        let reason = cluster.kubectl.quiet(&["get", "pod", name, "-o", waiting]).await?;
+        Ok(matches!(reason.as_str(), "ErrImagePull" | "ImagePullBackOff").then_some(()))
+    })
+    .await?;
     Ok(text)
 }
 
