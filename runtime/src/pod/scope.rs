@@ -5,7 +5,7 @@
 //! that the holder ends with the daemon, however that ends, and the scope ends with the holder.
 
 use super::context::Context;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::shims::spawn::{self, reap_later};
 use crate::{failpoint, lanes};
 use model::PodRecord;
@@ -41,7 +41,8 @@ pub(super) async fn create(context: &Arc<Context>, record: &PodRecord) -> Result
         let pid = child.pid;
         let holder = Holder { child: Some(child), _input: input };
         failpoint::hit("pod.holder");
-        context.cgroups.create_scope(&record, pid)?;
+        let made = context.cgroups.create_scope(&record, pid);
+        made.map_err(|error| holder.explain(error.into()))?;
         failpoint::hit("pod.scope");
         Ok(Some(holder))
     };
@@ -49,6 +50,18 @@ pub(super) async fn create(context: &Arc<Context>, record: &PodRecord) -> Result
 }
 
 impl Holder {
+    /// The error of a step that needs the scope, with its reason if the holder has ended meanwhile: its scope has too. It was
+    /// killed then (the OOM killer, an operator), so a retry may succeed: Unavailable.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        let ended = |child: &Child| sys::pidfd::has_ended(child.pidfd.as_fd()).unwrap_or(false);
+        if !self.child.as_ref().is_some_and(ended) {
+            return error;
+        }
+        let text =
+            "the process that the pod's scope begins with was killed, and systemd ends the scope with it";
+        error.context(text).with_kind(ErrorKind::Unavailable)
+    }
+
     /// Ends it once pause is in its leaf, and removes its cgroup. What is left is removed with the pod.
     pub(super) async fn end(mut self, context: &Arc<Context>, record: &PodRecord) {
         if let Some(ended) = self.kill()
@@ -77,5 +90,41 @@ impl Holder {
 impl Drop for Holder {
     fn drop(&mut self) {
         drop(self.kill());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    use sys::spawn::{Binary, Program};
+
+    /// A process that waits for the end of its input, as the holder does.
+    fn holder() -> Holder {
+        let (input, end) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let child = sys::spawn::spawn(&Program {
+            binary: Binary::Path(c"/bin/cat"),
+            args: &[c"cat".to_owned()],
+            env: &[],
+            stdio: [Some(input.as_fd()), None, None],
+            fds: &[],
+            cgroup: None,
+        });
+        Holder { child: Some(child.unwrap()), _input: end }
+    }
+
+    #[tokio::test]
+    async fn a_scope_that_ended_with_its_holder_may_be_tried_again() {
+        let holder = holder();
+        let error = Error::internal("no such folder");
+        assert_eq!(holder.explain(error.clone()), error);
+        let pidfd = holder.child.as_ref().unwrap().pidfd.as_fd();
+        sys::pidfd::send_signal(pidfd, SIGKILL).unwrap();
+        // It is not reaped, as in a launch.
+        waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+        let explained = holder.explain(error);
+        assert_eq!(explained.kind, ErrorKind::Unavailable);
+        assert!(explained.text().contains("was killed") && explained.text().contains("no such folder"));
     }
 }
