@@ -70,26 +70,20 @@ impl Disk {
         Ok(())
     }
 
-    /// Puts the file system into the state after a disk error: it can be read but not written.
-    pub(crate) fn abort(&self) -> Result<()> {
-        if can_be_read_after_an_error()? {
+    /// Puts the file system into the state after a disk error, in which it takes no writes; returns whether it can be read. It
+    /// can, but with Linux 6.6 to 6.14 only if no file is open for writing.
+    pub(crate) fn abort(&self) -> Result<bool> {
+        let place = self.at.display().to_string();
+        // The same for who uses it.
+        let set_read_only = || command("mount", &["-o", "remount,ro", &place]).is_ok();
+        let stays_readable = can_be_read_after_an_error()?;
+        let readable = stays_readable || set_read_only();
+        if stays_readable || !readable {
             self.fail();
-        } else {
-            // The same for who uses it. It is refused while a file is open for writing, which none is for long.
-            let remounted = || command("mount", &["-o", "remount,ro", &self.at.display().to_string()]);
-            let mut last = remounted();
-            for _ in 0..100 {
-                if last.is_ok() {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(50));
-                last = remounted();
-            }
-            last?;
         }
         let wrote = File::create(self.at.join("still-writable"));
         ensure!(wrote.is_err(), "the file system still takes files after an error");
-        Ok(())
+        Ok(readable)
     }
 
     /// Has ext4 do what it does when it finds an error.
