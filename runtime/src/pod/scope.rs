@@ -9,7 +9,9 @@ use crate::error::{Error, ErrorKind};
 use crate::shims::spawn::{self, reap_later};
 use crate::{failpoint, lanes};
 use model::PodRecord;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use sys::spawn::Child;
@@ -37,24 +39,53 @@ pub(super) async fn create(context: &Arc<Context>, record: &PodRecord) -> Result
     let (context, record) = (Arc::clone(context), record.clone());
     let id = record.id.clone();
     let work = move || {
-        let (child, input) = spawn::holder(&context.binaries, &record.id)?;
-        let pid = child.pid;
-        let holder = Holder { child: Some(child), _input: input };
+        let holder = Holder::start(&context, &record, None)?;
         failpoint::hit("pod.holder");
-        let made = context.cgroups.create_scope(&record, pid);
-        made.map_err(|error| holder.explain(error.into()))?;
+        if let Err(error) = context.cgroups.create_scope(&record, holder.pid()) {
+            if holder.has_ended()
+                && let Err(left) = let_end(&context, &record)
+            {
+                tracing::warn!(error = %left.text(), "a scope that nothing is in is left to systemd");
+            }
+            return Err(holder.explain(error.into()));
+        }
         failpoint::hit("pod.scope");
         Ok(Some(holder))
     };
     lanes::run(lanes::systemd(), id.as_str(), "make the pod's scope", work).await
 }
 
+/// Lets a process start and end in a scope whose holder had ended before systemd moved it there. The kernel moves no process
+/// that has ended, and reports no error, so that systemd would wait for ever for a change in a scope that nothing was in.
+fn let_end(context: &Context, record: &PodRecord) -> Result<(), Error> {
+    let Some(folder) = context.cgroups.folder("memory", &record.scope) else { return Ok(()) };
+    match File::open(&folder) {
+        Ok(folder) => Holder::start(context, record, Some(folder.as_fd())).map(drop),
+        // systemd has removed it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::of(format!("open {}", folder.display()), error)),
+    }
+}
+
 impl Holder {
+    fn start(context: &Context, record: &PodRecord, cgroup: Option<BorrowedFd<'_>>) -> Result<Self, Error> {
+        let (child, input) = spawn::holder(&context.binaries, &record.id, cgroup)?;
+        Ok(Self { child: Some(child), _input: input })
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, |child| child.pid)
+    }
+
+    fn has_ended(&self) -> bool {
+        let ended = |child: &Child| sys::pidfd::has_ended(child.pidfd.as_fd()).unwrap_or(false);
+        self.child.as_ref().is_some_and(ended)
+    }
+
     /// The error of a step that needs the scope, with its reason if the holder has ended meanwhile: its scope has too. It was
     /// killed then (the OOM killer, an operator), so a retry may succeed: Unavailable.
     pub(super) fn explain(&self, error: Error) -> Error {
-        let ended = |child: &Child| sys::pidfd::has_ended(child.pidfd.as_fd()).unwrap_or(false);
-        if !self.child.as_ref().is_some_and(ended) {
+        if !self.has_ended() {
             return error;
         }
         let text =
