@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::Rig;
-use super::manifests::{pod, shell, sleeper, with, with_spec};
+use super::manifests::{pod, probe, shell, sleeper, with, with_spec};
 
 /// One pod of each kind.
 #[expect(clippy::too_many_lines, reason = "one scenario in its order")]
@@ -60,7 +60,7 @@ pub(super) async fn manifests_are_written(rig: &Rig) -> Result<()> {
     );
     let side = with(
         side,
-        &json!({"restartPolicy": "Always", "startupProbe": {"exec": {"command": ["test", "-e", "/shared/side"]}, "periodSeconds": 1}}),
+        &json!({"restartPolicy": "Always", "startupProbe": probe(json!({"exec": {"command": ["test", "-e", "/shared/side"]}}))}),
     );
     apply(with_spec(
         pod(
@@ -75,15 +75,15 @@ pub(super) async fn manifests_are_written(rig: &Rig) -> Result<()> {
     let probed = with(
         nginx.clone(),
         &json!({
-            "readinessProbe": {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1},
-            "livenessProbe": {"tcpSocket": {"port": 80}, "periodSeconds": 1},
+            "readinessProbe": probe(json!({"httpGet": {"path": "/", "port": 80}})),
+            "livenessProbe": probe(json!({"tcpSocket": {"port": 80}})),
         }),
     );
     let by_exec = with(
         sleeper("exec"),
         &json!({
-            "readinessProbe": {"exec": {"command": ["/bin/sh", "-c", "test -e /etc/marker"]}, "periodSeconds": 1},
-            "livenessProbe": {"exec": {"command": ["/bin/true"]}, "periodSeconds": 1},
+            "readinessProbe": probe(json!({"exec": {"command": ["/bin/sh", "-c", "test -e /etc/marker"]}})),
+            "livenessProbe": probe(json!({"exec": {"command": ["/bin/true"]}})),
         }),
     );
     apply(pod("probes", json!([probed, by_exec])))?;

@@ -123,7 +123,10 @@ async fn same_afterwards(rig: &Rig, before: &[(String, Vec<view::Identity>)]) ->
     let after = wait::until("kubelet to list all pods again", secs(60), || async {
         let now = view::identities(rig).await?;
         ensure!(
-            now.len() == before.len() && now.iter().all(|(_, c)| c.iter().all(|c| !c.1.is_empty())),
+            // A kubelet that was restarted gets the statuses of containers pod by pod.
+            now.len() == before.len()
+                && now.iter().zip(before).all(|(now, before)| now.1.len() == before.1.len())
+                && now.iter().all(|(_, c)| c.iter().all(|c| !c.1.is_empty())),
             "of {} pods kubelet lists {now:?}",
             before.len()
         );

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::wait;
+
 /// A pod in namespace default with these containers.
 pub(crate) fn pod(name: &str, containers: Value) -> Value {
     json!({
@@ -18,6 +20,12 @@ pub(crate) fn shell(name: &str, line: &str) -> Value {
 /// A container that sleeps and exits at once on SIGTERM.
 pub(crate) fn sleeper(name: &str) -> Value {
     shell(name, "trap 'exit 0' TERM; while :; do sleep 0.2; done")
+}
+
+/// A probe every second with this action. It may take a second, which is kubelet's default, and longer on a slow machine:
+/// kubelet would restart what is well there.
+pub(crate) fn probe(action: Value) -> Value {
+    with(action, &json!({"periodSeconds": 1, "timeoutSeconds": wait::longer(wait::secs(1)).as_secs()}))
 }
 
 /// Merges fields into an object.

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::manifests::{pod, shell, with, with_spec};
+use super::manifests::{pod, probe, shell, with, with_spec};
 use super::view::{self, View};
 use super::{Check, Rig, check};
 use crate::cgroup;
@@ -34,7 +34,10 @@ fn manifest(host: &Path, ext4: &Path) -> Value {
     let mounts = json!({
         "volumeMounts": places,
         "securityContext": {"runAsUser": 1234},
-        "livenessProbe": {"exec": {"command": ["/bin/sh", "-c", "test $(id -u) = 1234 && test -e /disk/made"]}, "periodSeconds": 1, "initialDelaySeconds": 2},
+        "livenessProbe": with(
+            probe(json!({"exec": {"command": ["/bin/sh", "-c", "test $(id -u) = 1234 && test -e /disk/made"]}})),
+            &json!({"initialDelaySeconds": 2}),
+        ),
     });
     let script = "echo map $(cat /proc/self/uid_map); id; for v in /disk /memory /ext4 /sub; do echo x > $v/made; stat -c '%u:%g %n' $v $v/made; done; \
                   stat -c '%u:%g %n' /host/of-root /etc/hosts; for v in / /memory /ext4; do grep -o \" $v [a-z0-9]* \" /proc/mounts; done; \

@@ -118,7 +118,10 @@ async fn root_that_becomes_read_only(cx: Context) -> Result<()> {
     let disk = on(&cx, 16384).await?;
     let outcome = async {
         let (pod, id) = running(&cx).await?;
-        disk.abort()?;
+        if !disk.abort()? {
+            println!("      {}: an ext4 in use cannot be read either after an error of this kernel", cx.name);
+            return lost(&cx).await;
+        }
         reason(&cx, "RootReadOnly", "read-only").await?;
         serves(&cx, &pod, &id).await?;
         let refused = cx.cri.run_pod(&cx.pod_config()).await.err().context("a pod on a read-only root")?;
@@ -129,6 +132,17 @@ async fn root_that_becomes_read_only(cx: Context) -> Result<()> {
     outcome.and(off(&cx, disk).await)
 }
 
+/// The root can be neither read nor written: Status says so, and nothing new is begun.
+async fn lost(cx: &Context) -> Result<()> {
+    reason(cx, "RootBroken", "cannot be written").await?;
+    let refused = cx.cri.run_pod(&cx.pod_config()).await.err().context("a pod on a lost root")?;
+    ensure!(
+        refused.message().contains("cannot be written"),
+        "the refusal does not give the reason: {refused}"
+    );
+    Ok(())
+}
+
 /// The error occurs while there is no daemon: it must start on a root that it can read but not write.
 async fn start_on_a_read_only_root(cx: Context) -> Result<()> {
     let disk = on(&cx, 16384).await?;
@@ -136,7 +150,7 @@ async fn start_on_a_read_only_root(cx: Context) -> Result<()> {
         let (pod, id) = running(&cx).await?;
         let (other, kept) = running(&cx).await?;
         cx.node.kill9()?;
-        disk.abort()?;
+        ensure!(disk.abort()?, "the root cannot be read");
         cx.node.launch().await.context("start on a read-only root")?;
         let condition = cx.cri.condition("RuntimeReady").await?;
         ensure!(

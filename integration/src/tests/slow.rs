@@ -83,7 +83,7 @@ async fn late<T>(
 ) -> Result<()> {
     let error = call.await.err().context("a call that should hang has ended")?;
     if wait::is_slow() && error.code() == Code::Cancelled && error.message() == "Timeout expired" {
-        let parts = [&["code=DeadlineExceeded"], parts].concat();
+        let parts = [&["code=DeadlineExceeded"][..], parts].concat();
         return wait::until("the error in the log", secs(10), || async {
             logged(cx, name, &parts).map(Some)
         })

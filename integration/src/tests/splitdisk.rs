@@ -46,7 +46,7 @@ async fn images_that_become_read_only(cx: Context) -> Result<()> {
         let kept = cx.start(&two, &cx.sleeper("kept")).await?;
         let condition = cx.cri.condition("RuntimeReady").await?;
         ensure!(condition.status, "before the error: {condition:?}");
-        disk.abort()?;
+        ensure!(disk.abort()?, "the images cannot be read");
         images_are_read_only(&cx, &images.display().to_string()).await?;
         let refused = cx.cri.run_pod(&cx.pod_config()).await.err().context("a pod without image leases")?;
         ensure!(refused.message().contains("images"), "the refusal does not name the folder: {refused}");

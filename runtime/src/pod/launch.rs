@@ -226,8 +226,18 @@ async fn prepare_pause(context: Arc<Context>, record: PodRecord) -> Result<Prepa
     let apparmor = context.apparmor.profile(Subject { privileged, asked, by_default: false }).await?;
     let id = record.id.clone();
     let work = move || make_leaf(&context, &record, seccomp, apparmor);
-    let fds = lanes::run(lanes::kill(), id.as_str(), "prepare pause", work).await?;
-    Ok(Prepared { fds, holder })
+    match lanes::run(lanes::kill(), id.as_str(), "prepare pause", work).await {
+        Ok(fds) => Ok(Prepared { fds, holder }),
+        Err(error) => Err(explained(holder.as_ref(), error)),
+    }
+}
+
+/// The error of a step in the pod's scope, which may have ended.
+fn explained(holder: Option<&Holder>, error: Error) -> Error {
+    match holder {
+        Some(holder) => holder.explain(error),
+        None => error,
+    }
 }
 
 /// Blocking: accesses cgroup files and memory.
@@ -275,7 +285,10 @@ impl Supervised {
                 Ok(Isolated { below: self, netns: fds.pop() })
             }
             Ok(_) => Err((self, client::ClientError::UnexpectedReply("pause's start").into())),
-            Err(error) => Err((self, error.into())),
+            Err(error) => {
+                let error = explained(holder.as_ref(), error.into());
+                Err((self, error))
+            }
         }
     }
 

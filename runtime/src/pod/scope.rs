@@ -5,11 +5,13 @@
 //! that the holder ends with the daemon, however that ends, and the scope ends with the holder.
 
 use super::context::Context;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::shims::spawn::{self, reap_later};
 use crate::{failpoint, lanes};
 use model::PodRecord;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use sys::spawn::Child;
@@ -37,18 +39,60 @@ pub(super) async fn create(context: &Arc<Context>, record: &PodRecord) -> Result
     let (context, record) = (Arc::clone(context), record.clone());
     let id = record.id.clone();
     let work = move || {
-        let (child, input) = spawn::holder(&context.binaries, &record.id)?;
-        let pid = child.pid;
-        let holder = Holder { child: Some(child), _input: input };
+        let holder = Holder::start(&context, &record, None)?;
         failpoint::hit("pod.holder");
-        context.cgroups.create_scope(&record, pid)?;
+        if let Err(error) = context.cgroups.create_scope(&record, holder.pid()) {
+            if holder.has_ended()
+                && let Err(left) = let_end(&context, &record)
+            {
+                tracing::warn!(error = %left.text(), "a scope that nothing is in is left to systemd");
+            }
+            return Err(holder.explain(error.into()));
+        }
         failpoint::hit("pod.scope");
         Ok(Some(holder))
     };
     lanes::run(lanes::systemd(), id.as_str(), "make the pod's scope", work).await
 }
 
+/// Lets a process start and end in a scope whose holder had ended before systemd moved it there. The kernel moves no process
+/// that has ended, and reports no error, so that systemd would wait for ever for a change in a scope that nothing was in.
+fn let_end(context: &Context, record: &PodRecord) -> Result<(), Error> {
+    let Some(folder) = context.cgroups.folder("memory", &record.scope) else { return Ok(()) };
+    match File::open(&folder) {
+        Ok(folder) => Holder::start(context, record, Some(folder.as_fd())).map(drop),
+        // systemd has removed it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::of(format!("open {}", folder.display()), error)),
+    }
+}
+
 impl Holder {
+    fn start(context: &Context, record: &PodRecord, cgroup: Option<BorrowedFd<'_>>) -> Result<Self, Error> {
+        let (child, input) = spawn::holder(&context.binaries, &record.id, cgroup)?;
+        Ok(Self { child: Some(child), _input: input })
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, |child| child.pid)
+    }
+
+    fn has_ended(&self) -> bool {
+        let ended = |child: &Child| sys::pidfd::has_ended(child.pidfd.as_fd()).unwrap_or(false);
+        self.child.as_ref().is_some_and(ended)
+    }
+
+    /// The error of a step that needs the scope, with its reason if the holder has ended meanwhile: its scope has too. It was
+    /// killed then (the OOM killer, an operator), so a retry may succeed: Unavailable.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        if !self.has_ended() {
+            return error;
+        }
+        let text =
+            "the process that the pod's scope begins with was killed, and systemd ends the scope with it";
+        error.context(text).with_kind(ErrorKind::Unavailable)
+    }
+
     /// Ends it once pause is in its leaf, and removes its cgroup. What is left is removed with the pod.
     pub(super) async fn end(mut self, context: &Arc<Context>, record: &PodRecord) {
         if let Some(ended) = self.kill()
@@ -77,5 +121,41 @@ impl Holder {
 impl Drop for Holder {
     fn drop(&mut self) {
         drop(self.kill());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    use sys::spawn::{Binary, Program};
+
+    /// A process that waits for the end of its input, as the holder does.
+    fn holder() -> Holder {
+        let (input, end) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let child = sys::spawn::spawn(&Program {
+            binary: Binary::Path(c"/bin/cat"),
+            args: &[c"cat".to_owned()],
+            env: &[],
+            stdio: [Some(input.as_fd()), None, None],
+            fds: &[],
+            cgroup: None,
+        });
+        Holder { child: Some(child.unwrap()), _input: end }
+    }
+
+    #[tokio::test]
+    async fn a_scope_that_ended_with_its_holder_may_be_tried_again() {
+        let holder = holder();
+        let error = Error::internal("no such folder");
+        assert_eq!(holder.explain(error.clone()), error);
+        let pidfd = holder.child.as_ref().unwrap().pidfd.as_fd();
+        sys::pidfd::send_signal(pidfd, SIGKILL).unwrap();
+        // It is not reaped, as in a launch.
+        waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+        let explained = holder.explain(error);
+        assert_eq!(explained.kind, ErrorKind::Unavailable);
+        assert!(explained.text().contains("was killed") && explained.text().contains("no such folder"));
     }
 }

@@ -8,7 +8,7 @@ use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use state::{Layout, file};
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -86,7 +86,11 @@ pub(crate) fn spawn(
 }
 
 /// Starts a process that only waits until the returned descriptor is closed, for the pod's scope. Blocking.
-pub(crate) fn holder(binaries: &Binaries, pod: &PodId) -> Result<(Child, OwnedFd), Error> {
+pub(crate) fn holder(
+    binaries: &Binaries,
+    pod: &PodId,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<(Child, OwnedFd), Error> {
     let failed = |error: io::Error| Error::of("start the process that the pod's scope begins with", error);
     let (input, end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
     // Neither contains a NUL byte.
@@ -99,7 +103,7 @@ pub(crate) fn holder(binaries: &Binaries, pod: &PodId) -> Result<(Child, OwnedFd
         env: &[],
         stdio: [Some(input.as_fd()), None, Some(stderr.as_fd())],
         fds: &[],
-        cgroup: None,
+        cgroup,
     })
     .map_err(failed)?;
     Ok((child, end))
