@@ -3,13 +3,13 @@
 use crate::ImageStore;
 use crate::archive::{Archive, ArchiveSource, Found, MAX_ARCHIVE};
 use crate::error::{Error, Result};
-use crate::lane::{blocking, unpacking};
+use crate::lane::unpacking;
 use crate::record::Pruned;
 use crate::reference::Reference;
 use crate::spool::Spool;
 use bytes::Bytes;
-use std::sync::{Arc, OnceLock};
-use tokio::sync::mpsc;
+use std::sync::{Arc, OnceLock, Weak};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// An image that was imported, under one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,22 +24,38 @@ pub struct Imported {
     pub size: u64,
 }
 
-/// How far an import is. Clones share it.
+/// How far an import is. Clones share it. It does not keep the archive's disk space.
 #[derive(Debug, Clone, Default)]
-pub struct ImportProgress(Arc<OnceLock<Arc<Archive>>>);
+pub struct ImportProgress(Arc<OnceLock<Weak<Archive>>>);
 
 impl ImportProgress {
-    /// Bytes of layers that were read, of all bytes of the archive, once it has arrived. Layers that the store has are not
-    /// read.
+    /// Bytes of layers that were read, of all bytes of the archive, once it has arrived and until the import ends. Layers
+    /// that the store has are not read.
     pub fn unpacked(&self) -> Option<(u64, u64)> {
-        self.0.get().map(|archive| (archive.bytes_read(), archive.length()))
+        self.0.get()?.upgrade().map(|archive| (archive.bytes_read(), archive.length()))
     }
 }
 
+/// A place among the imports.
+#[derive(Debug, Clone)]
+pub struct ImportPlace {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
 impl ImageStore {
+    /// Waits for a place for an import. At most two run at once, and nothing of an archive should be read before: parts that
+    /// wait use memory.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when the store ends.
+    pub async fn import_place(&self) -> Result<ImportPlace> {
+        let _step = progress::enter("wait for other imports", "two imports run at once: wait, or end one");
+        let permit = self.imports.clone().acquire_owned().await.map_err(|_| Error::Cancelled)?;
+        Ok(ImportPlace { _permit: Arc::new(permit) })
+    }
+
     /// Stores all images of an uncompressed tar archive, which arrives in parts by `input`: an OCI image layout, or what
-    /// `docker save` writes. An archive with a single image may get other names than it has. At most two imports run at
-    /// once; others wait.
+    /// `docker save` writes. An archive with a single image may get other names than it has.
     ///
     /// If an image cannot be stored, those before it stay. If the future is dropped, everything of the unfinished one is
     /// undone.
@@ -48,21 +64,24 @@ impl ImageStore {
     /// Any [`Error`]: those of a pull; [`Error::Unsupported`] if an image has no name.
     pub async fn import(
         &self,
+        place: ImportPlace,
         input: mpsc::Receiver<Bytes>,
         names: &[String],
         so_far: &ImportProgress,
     ) -> Result<Vec<Imported>> {
         self.store.ensure_writable()?;
         let names = names.iter().map(|name| Reference::parse(name)).collect::<Result<Vec<_>>>()?;
-        let step = progress::enter("wait for other imports", "two imports run at once: wait, or end one");
-        let _place = self.imports.acquire().await.map_err(|_| Error::Cancelled)?;
-        drop(step);
         let step = progress::enter("receive the archive", "the sender of the archive or the disk is slow");
         let path = self.store.new_spool_path();
-        let (archive, found) =
-            unpacking(move || Archive::read(input, Spool::create(path, MAX_ARCHIVE)?)).await?;
+        let held = place.clone();
+        let (archive, found) = unpacking(move || {
+            // The thread may work on after a cancellation.
+            let _held = held;
+            Archive::read(input, Spool::create(path, MAX_ARCHIVE)?)
+        })
+        .await?;
         drop(step);
-        drop(so_far.0.set(archive.clone()));
+        drop(so_far.0.set(Arc::downgrade(&archive)));
         let mut imported = Vec::new();
         for (image, names) in named(&found, &names)? {
             for name in names {
@@ -72,6 +91,7 @@ impl ImageStore {
                 imported.push(Imported { name: name.to_string(), digest, id, size: record.size });
             }
         }
+        drop(place);
         Ok(imported)
     }
 
@@ -83,7 +103,8 @@ impl ImageStore {
     pub async fn prune(&self, dry_run: bool) -> Result<Pruned> {
         let _step = progress::enter("remove unused images", "the disk of the image store is slow or hangs");
         let store = self.store.clone();
-        blocking(move || store.prune(dry_run)).await
+        // Not on the store's lane: it may wait for the space of many images.
+        unpacking(move || store.prune(dry_run)).await
     }
 }
 

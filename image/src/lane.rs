@@ -1,5 +1,5 @@
-//! Threads for the blocking work of this crate: one lane for the store's short operations, and one for the work on the
-//! content of layers, which may take minutes.
+//! Threads for the blocking work of this crate: one lane for the store's short operations, and one for work that may take
+//! minutes: that on the content of layers, and waits for disk space.
 
 use crate::error::{Error, Result};
 use pool::{Lane, Size};
@@ -27,7 +27,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     on(store(), work).await
 }
 
-/// Runs work on the content of layers.
+/// Runs work that may take minutes.
 pub(crate) async fn unpacking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

@@ -36,7 +36,7 @@ mod unpack;
 
 pub use error::Error;
 pub use export::{Compression, Exported};
-pub use import::{ImportProgress, Imported};
+pub use import::{ImportPlace, ImportProgress, Imported};
 pub use record::{ConfigDocument, ImageConfig, ImageRecord, Lease, Pruned, Usage};
 use reference::Reference;
 pub use registry::{InvalidProxy, Proxies};

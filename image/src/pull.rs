@@ -199,7 +199,8 @@ impl Puller {
             return result;
         }
         let store = self.store.clone();
-        if blocking(move || store.make_room(before)).await? {
+        // Not on the store's lane, where many layers that wait for space would delay leases.
+        if unpacking(move || store.make_room(before)).await? {
             self.layer(source, pins, layer, diff_id).await
         } else {
             result

@@ -162,8 +162,9 @@ async fn an_import_that_is_given_up_leaves_nothing() {
     let archive = one(&two_layers(), "a:1");
     let (sender, input) = mpsc::channel(4);
     let progress = ImportProgress::default();
+    let place = node.store.import_place().await.unwrap();
     {
-        let mut running = std::pin::pin!(node.store.import(input, &[], &progress));
+        let mut running = std::pin::pin!(node.store.import(place, input, &[], &progress));
         sender.send(archive[..archive.len() / 2].to_vec().into()).await.unwrap();
         tokio::select! {
             ended = &mut running => panic!("{ended:?}"),

@@ -2,11 +2,10 @@
 //! and no digests of the compressed layers, so a manifest is made, always the same one of the same archive.
 
 use super::members::{Extent, Members};
-use super::{Found, MAX_LIST, check_number, parse_list};
+use super::{Found, MAX_LIST, Top, check_number, parse_list};
 use crate::error::{Error, Result};
 use crate::manifest::{self, MAX_CONFIG};
 use crate::reference::{Digest, Reference};
-use crate::source::Fetched;
 use crate::unpack::Compression;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -113,7 +112,7 @@ fn image(
     };
     let bytes = serde_json::to_vec(&made).map_err(|error| Error::corrupt(MANIFEST, error))?;
     let top =
-        Fetched { digest: Digest::of(&bytes), content_type: OCI_MANIFEST.to_owned(), bytes: bytes.into() };
+        Top { digest: Digest::of(&bytes), content_type: OCI_MANIFEST.to_owned(), made: Some(bytes.into()) };
     let tags = entry.tags.unwrap_or_default();
     let names = tags.iter().map(|tag| Reference::parse(tag)).collect::<Result<Vec<_>>>()?;
     Ok(Found { names, top })

@@ -1,7 +1,7 @@
 //! An OCI image layout: `index.json` lists images by digest, and `blobs/<algorithm>/<digest>` has everything.
 
 use super::members::Members;
-use super::{Found, MAX_LIST, check_number, parse_list};
+use super::{Found, MAX_LIST, Top, check_number, parse_list};
 use crate::error::{Error, Result};
 use crate::manifest::MAX_MANIFEST;
 use crate::reference::{Digest, Reference};
@@ -98,7 +98,7 @@ fn name(entry: &Entry) -> Option<Reference> {
 }
 
 /// The manifest or index of an image with these entries, at least one.
-fn top(members: &Members, entries: &[Entry]) -> Result<Fetched> {
+fn top(members: &Members, entries: &[Entry]) -> Result<Top> {
     let [entry] = entries else {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
@@ -110,14 +110,16 @@ fn top(members: &Members, entries: &[Entry]) -> Result<Fetched> {
         let index = OneIndex { schema_version: 2, media_type: OCI_INDEX, manifests: entries };
         let bytes = serde_json::to_vec(&index).map_err(|error| Error::corrupt(INDEX, error))?;
         let content_type = OCI_INDEX.to_owned();
-        return Ok(Fetched { digest: Digest::of(&bytes), content_type, bytes: bytes.into() });
+        return Ok(Top { digest: Digest::of(&bytes), content_type, made: Some(bytes.into()) });
     };
     let digest = Digest::parse(&entry.digest).ok_or_else(|| {
         let shown: String = entry.digest.chars().take(100).collect();
         Error::corrupt("index.json of the archive", format!("{shown:?} is no sha256 or sha512 digest"))
     })?;
     let bytes = members.content(&path(&digest), MAX_MANIFEST)?.ok_or_else(|| absent(&digest))?;
-    verified(&digest, entry.media_type.clone().unwrap_or_default(), bytes)
+    let Fetched { digest, content_type, .. } =
+        verified(&digest, entry.media_type.clone().unwrap_or_default(), bytes)?;
+    Ok(Top { digest, content_type, made: None })
 }
 
 /// The error for a blob that the archive does not have.

@@ -22,7 +22,6 @@ pub(crate) use source::ArchiveSource;
 
 use crate::error::{Error, Result};
 use crate::reference::{Digest, Reference};
-use crate::source::Fetched;
 use crate::spool::Spool;
 use bytes::Bytes;
 use members::{Extent, Members};
@@ -45,8 +44,18 @@ const MAX_IMAGES: usize = 256;
 pub(crate) struct Found {
     /// As the archive names it.
     pub(crate) names: Vec<Reference>,
-    /// Its manifest or index.
-    top: Fetched,
+    top: Top,
+}
+
+/// The manifest or index of an image.
+#[derive(Debug, Clone)]
+struct Top {
+    digest: Digest,
+    /// As the archive states it; empty if it does not.
+    content_type: String,
+    /// One that the import has made, from a list of the archive. Others are read when they are needed: those of all images
+    /// together may be large.
+    made: Option<Bytes>,
 }
 
 /// An archive that was read to its end.

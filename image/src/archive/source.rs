@@ -2,7 +2,7 @@
 
 use super::layout::{absent, path, verified};
 use super::members::Extent;
-use super::{Archive, Found};
+use super::{Archive, Found, Top};
 use crate::error::{Error, Result};
 use crate::lane::blocking;
 use crate::manifest::Descriptor;
@@ -21,19 +21,18 @@ const READ: usize = 64 << 10;
 pub(crate) struct ArchiveSource {
     archive: Arc<Archive>,
     reference: Reference,
-    top: (Digest, String, Bytes),
+    top: Top,
 }
 
 impl ArchiveSource {
     /// The image `found` of the archive, under the name `reference`.
     pub(crate) fn new(archive: &Arc<Archive>, found: &Found, reference: Reference) -> Self {
-        let Fetched { digest, content_type, bytes } = &found.top;
-        Self { archive: archive.clone(), reference, top: (*digest, content_type.clone(), bytes.clone()) }
+        Self { archive: archive.clone(), reference, top: found.top.clone() }
     }
 
     /// The digest of the image's manifest or index.
     pub(crate) fn digest(&self) -> &Digest {
-        &self.top.0
+        &self.top.digest
     }
 
     /// A blob of at most `limit` bytes, verified.
@@ -64,9 +63,16 @@ impl Source for ArchiveSource {
         ready(Ok(None)).boxed()
     }
 
-    fn resolve(&self, _limit: u64) -> BoxFuture<'_, Result<Fetched>> {
-        let (digest, content_type, bytes) = self.top.clone();
-        ready(Ok(Fetched { digest, content_type, bytes })).boxed()
+    fn resolve(&self, limit: u64) -> BoxFuture<'_, Result<Fetched>> {
+        async move {
+            let Top { digest, content_type, made } = self.top.clone();
+            let bytes = match made {
+                Some(bytes) => bytes,
+                None => self.document(digest, limit).await?.bytes,
+            };
+            Ok(Fetched { digest, content_type, bytes })
+        }
+        .boxed()
     }
 
     fn manifest<'a>(&'a self, digest: &'a Digest, limit: u64) -> BoxFuture<'a, Result<Fetched>> {

@@ -77,6 +77,8 @@ impl Drop for Pins {
 pub(crate) struct Ingest {
     pub(super) path: PathBuf,
     pub(super) trash: Trash,
+    /// The store's `failed_syncs` when the folder was created.
+    pub(super) failed_syncs: u64,
     pub(super) published: bool,
 }
 

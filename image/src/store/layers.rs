@@ -13,6 +13,7 @@ use crate::reference::Digest;
 use crate::unpack::{self, LayerStats};
 use bytes::Bytes;
 use causes::with_causes;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,10 +45,12 @@ impl Store {
     pub(crate) fn new_ingest(&self) -> Result<Ingest> {
         let path = self.layout.new_ingest();
         fs::create_dir(&path).map_err(Error::storage("create", &path))?;
-        Ok(Ingest { path, trash: self.layout.trash().clone(), published: false })
+        let (trash, failed_syncs) = (self.layout.trash().clone(), lock(&self.catalog).failed_syncs);
+        Ok(Ingest { path, trash, failed_syncs, published: false })
     }
 
-    /// Makes an unpacked layer visible. Does nothing if the store has the layer.
+    /// Makes an unpacked layer visible. Does nothing if the store has the layer. Fails if the disk has failed to write
+    /// anything since the layer's folder was created: the error is reported only once, and may be about this layer.
     pub(crate) fn publish_layer(
         &self,
         mut ingest: Ingest,
@@ -69,6 +72,10 @@ impl Store {
         if self.has_layer(diff_id)? {
             return Ok(());
         }
+        if lock(&self.catalog).failed_syncs != ingest.failed_syncs {
+            let reason = "the disk has failed to write while this layer was unpacked: look at the kernel's log, then pull again";
+            return Err(Error::storage("sync", &ingest.path)(std::io::Error::other(reason)));
+        }
         let target = self.layout.layer(diff_id);
         // If it is leased, containers have the folder mounted: it stays and gets new facts. It is complete, as only
         // complete layers are renamed to this place.
@@ -85,8 +92,10 @@ impl Store {
             }
         }
         let mut catalog = lock(&self.catalog);
+        catalog.publications += 1;
         if !named {
-            catalog.unsynced.insert(layer_name(diff_id));
+            let number = catalog.publications;
+            catalog.unsynced.insert(layer_name(diff_id), number);
         }
         catalog.layers.insert(layer_name(diff_id), facts);
         Ok(())
@@ -128,10 +137,10 @@ impl Store {
     ///
     /// # Errors
     /// If the disk has failed to write anything since the last sync, no layer since then can be trusted: the store forgets
-    /// them, and other pulls that need one of them fail too.
+    /// them, and other pulls that need one of them, or that unpack one, fail too.
     pub(crate) fn make_durable(&self, layers: &[Digest], documents: &[(Digest, Bytes)]) -> Result<bool> {
         let names: Vec<String> = layers.iter().map(layer_name).collect();
-        let is_durable = |catalog: &Catalog| !names.iter().any(|name| catalog.unsynced.contains(name));
+        let is_durable = |catalog: &Catalog| !names.iter().any(|name| catalog.unsynced.contains_key(name));
         if is_durable(&lock(&self.catalog)) {
             return Ok(false);
         }
@@ -147,22 +156,38 @@ impl Store {
             }
             catalog.unsynced.clone()
         };
-        let synced = rustix::fs::syncfs(&*folder);
-        if synced.is_err() {
-            // Without facts they are not complete, also for a daemon that starts later.
-            for name in &pending {
-                let facts = self.layout.facts().join(format!("{name}.json"));
-                if let Err(error) = gc::discard(&self.layout, &facts) {
-                    tracing::warn!(error = with_causes(&error), "cannot delete the facts of a layer");
-                }
+        self.synced(&pending, rustix::fs::syncfs(&*folder))?;
+        Ok(true)
+    }
+
+    /// The file system was synced, with this result. `pending`: the layers that were not durable before, as in the
+    /// catalog. The caller holds `sync`.
+    pub(super) fn synced(
+        &self,
+        pending: &HashMap<String, u64>,
+        result: rustix::io::Result<()>,
+    ) -> Result<()> {
+        let Err(errno) = result else {
+            let mut catalog = lock(&self.catalog);
+            catalog.unsynced.retain(|name, number| pending.get(name) != Some(number));
+            return Ok(());
+        };
+        // No layer is published meanwhile. Those that were published since the sync may be damaged, too.
+        let _images = lock(&self.images);
+        let forgotten = {
+            let mut catalog = lock(&self.catalog);
+            catalog.failed_syncs += 1;
+            let forgotten = std::mem::take(&mut catalog.unsynced);
+            catalog.layers.retain(|name, _| !forgotten.contains_key(name));
+            forgotten
+        };
+        // Without facts they are not complete, also for a daemon that starts later.
+        for name in forgotten.keys() {
+            let facts = self.layout.facts().join(format!("{name}.json"));
+            if let Err(error) = gc::discard(&self.layout, &facts) {
+                tracing::warn!(error = with_causes(&error), "cannot delete the facts of a layer");
             }
         }
-        let mut catalog = lock(&self.catalog);
-        catalog.unsynced.retain(|name| !pending.contains(name));
-        if let Err(error) = synced {
-            catalog.layers.retain(|name, _| !pending.contains(name));
-            return Err(Error::storage("sync", &self.layout.layers())(error));
-        }
-        Ok(true)
+        Err(Error::storage("sync", &self.layout.layers())(errno))
     }
 }

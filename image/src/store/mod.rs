@@ -4,8 +4,8 @@
 //!
 //! There are three locks, beside that of `published`, which is held to copy or replace a pointer. `images` is held during
 //! I/O by everything that changes images or moves layers and documents, and `sync` while the file system is synced.
-//! `catalog` is held for memory accesses only, so that leases and look-ups never wait for a disk. Lock order: `images` or
-//! `sync`, then `catalog`.
+//! `catalog` is held for memory accesses only, so that leases and look-ups never wait for a disk. Lock order: `sync`,
+//! `images`, `catalog`.
 
 mod blobs;
 mod gc;
@@ -34,7 +34,7 @@ use layout::{Layout, layer_name};
 use pinned::Pinned;
 pub(crate) use pinned::is_pattern;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -72,8 +72,14 @@ pub(crate) struct NewImage<'a> {
 struct Catalog {
     /// Complete layers on disk, by folder name.
     layers: HashMap<String, Facts>,
-    /// Those of them that a power loss may damage. No image and no lease has one.
-    unsynced: HashSet<String>,
+    /// Those of them that a power loss may damage, with the value of `publications` when each was published. No image and
+    /// no lease has one.
+    unsynced: HashMap<String, u64>,
+    /// Number of layers that were published. A layer may be deleted and published again while the disk is synced: its
+    /// number tells that the sync was of an earlier folder.
+    publications: u64,
+    /// How often the disk has reported that it could not write something.
+    failed_syncs: u64,
     leases: lease::Leases,
     /// Pulls that run, or that failed and whose layers are kept.
     unfinished: unfinished::Pulls,
@@ -179,7 +185,7 @@ impl Store {
             let catalog = lock(&self.catalog);
             for layer in &image.layers {
                 let name = layer_name(layer);
-                let facts = catalog.layers.get(&name).filter(|_| !catalog.unsynced.contains(&name));
+                let facts = catalog.layers.get(&name).filter(|_| !catalog.unsynced.contains_key(&name));
                 let facts = facts.ok_or_else(|| Error::corrupt(layer, "the layer is not in the store"))?;
                 size += facts.stats.bytes;
             }
@@ -287,7 +293,7 @@ impl Store {
             let reachable = gc::Reachable::new(&images, &catalog.leases, kept.chain(catalog.pins.keys()));
             // From here on pulls do not find these layers, and no lease can be taken on them.
             catalog.layers.retain(|name, _| reachable.has_layer(name));
-            catalog.unsynced.retain(|name| reachable.has_layer(name));
+            catalog.unsynced.retain(|name, _| reachable.has_layer(name));
             reachable
         };
         gc::trash_unreachable(&self.layout, &reachable)

@@ -149,10 +149,10 @@ fn add_unfinished(layout: &Layout, catalog: &mut Catalog, pulls: unfinished::Pul
             let name = layer_name(diff_id);
             if catalog.layers.contains_key(&name) {
                 // Of another pull, or an image or a lease has it.
-                return catalog.unsynced.contains(&name);
+                return catalog.unsynced.contains_key(&name);
             }
             let Some(facts) = read_layer(layout, diff_id) else { return false };
-            catalog.unsynced.insert(name.clone());
+            catalog.unsynced.insert(name.clone(), 0);
             catalog.layers.insert(name, facts);
             true
         });

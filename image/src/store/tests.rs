@@ -27,7 +27,7 @@ fn content(root: &Path, n: u8) -> Option<Vec<u8>> {
 
 fn is_durable(store: &Store, n: u8) -> bool {
     let catalog = lock(&store.catalog);
-    catalog.layers.contains_key(&layer_name(&id(n))) && !catalog.unsynced.contains(&layer_name(&id(n)))
+    catalog.layers.contains_key(&layer_name(&id(n))) && !catalog.unsynced.contains_key(&layer_name(&id(n)))
 }
 
 fn documents(user: &str) -> Vec<(Digest, Bytes)> {
@@ -89,6 +89,53 @@ fn an_image_has_durable_layers_only() {
     publish(&store, 3);
     assert!(!make_durable(&store, "b", &[1, 2]).unwrap());
     assert!(!is_durable(&store, 3));
+}
+
+#[test]
+fn a_layer_that_is_published_again_during_a_sync_is_not_durable() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path(), BOOT);
+    publish(&store, 1);
+    publish(&store, 2);
+    let pending = lock(&store.catalog).unsynced.clone();
+    // While the disk is synced for another image, layer 1 is deleted, and a pull brings it again.
+    let _pins = store.pin(vec![id(2)]);
+    store.collect().unwrap();
+    assert_eq!(content(root.path(), 1), None);
+    publish(&store, 1);
+    store.synced(&pending, Ok(())).unwrap();
+    assert!(!is_durable(&store, 1) && is_durable(&store, 2));
+    assert!(commit(&store, "a", &[1, 2], false).is_err());
+    assert!(make_durable(&store, "a", &[1, 2]).unwrap());
+    commit(&store, "a", &[1, 2], true).unwrap();
+}
+
+/// The kernel reports a write error once, and not of which file.
+#[test]
+fn nothing_that_a_failed_sync_may_be_about_is_used() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path(), BOOT);
+    publish(&store, 1);
+    make_durable(&store, "a", &[1]).unwrap();
+    publish(&store, 2);
+    let unpacking = store.new_ingest().unwrap();
+    let pending = lock(&store.catalog).unsynced.clone();
+    publish(&store, 3);
+    let failed = store.synced(&pending, Err(rustix::io::Errno::IO));
+    assert!(matches!(failed, Err(Error::Storage { .. })));
+    for n in [2, 3] {
+        assert!(!store.has_layer(&id(n)).unwrap() && !store.layout.facts_of(&id(n)).exists(), "layer {n}");
+    }
+    assert!(is_durable(&store, 1));
+    let stats = || LayerStats { bytes: 1, inodes: 1, implicit: 0 };
+    let refused = store.publish_layer(unpacking, &id(4), stats());
+    assert!(matches!(refused, Err(Error::Storage { .. })));
+    assert!(!store.has_layer(&id(4)).unwrap());
+    // The next pull brings them again.
+    publish(&store, 2);
+    publish(&store, 4);
+    assert!(make_durable(&store, "b", &[1, 2, 4]).unwrap());
+    commit(&store, "b", &[1, 2, 4], true).unwrap();
 }
 
 /// The index or a lease names the layer already, and so that it is durable.

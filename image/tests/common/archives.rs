@@ -20,7 +20,8 @@ pub async fn import(
     };
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let progress = image::ImportProgress::default();
-    tokio::join!(store.import(input, &names, &progress), feed).0
+    let place = store.import_place().await?;
+    tokio::join!(store.import(place, input, &names, &progress), feed).0
 }
 
 /// The archive of an export.

@@ -15,6 +15,7 @@ use image::{Compression, ImageStore, ImportProgress};
 use std::pin::pin;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -40,7 +41,6 @@ impl Images for Archives {
     ) -> Result<Response<Self::ImportStream>, Status> {
         let (images, so_far) = (self.0.images.clone(), ImportProgress::default());
         let progress = so_far.clone();
-        // It ends with the reply: a client that goes away cancels it.
         let work = async move {
             let done =
                 handle("Import", request, CANCELLED, async |parts| import(&images, parts, &so_far).await);
@@ -48,7 +48,7 @@ impl Images for Archives {
             memory::freed();
             Ok(done?.into_inner())
         };
-        Ok(Response::new(replies(work.boxed(), progress)))
+        Ok(Response::new(replies(running(work), progress)))
     }
 
     type ExportStream = BoxStream<wire::ExportResponse>;
@@ -65,7 +65,7 @@ impl Images for Archives {
             memory::freed();
             Ok(done?.into_inner())
         };
-        Ok(Response::new(archive(Exporting { work: Some(work.boxed()), parts, result: None })))
+        Ok(Response::new(archive(Exporting { work: Some(running(work)), parts, result: None })))
     }
 
     async fn prune(
@@ -85,6 +85,21 @@ impl Images for Archives {
     }
 }
 
+/// Starts work that goes on while the client takes no reply, so that its time limits hold and its place among the imports or
+/// exports becomes free. It ends with the reply: a client that goes away cancels it.
+fn running<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> BoxFuture<'static, Result<T, Status>> {
+    // Dropping the set ends its task.
+    let mut task = JoinSet::new();
+    task.spawn(work);
+    async move {
+        let ended = task.join_next().await;
+        ended.and_then(Result::ok).unwrap_or_else(|| Err(Status::internal("a fault of copepod: see its log")))
+    }
+    .boxed()
+}
+
 /// Feeds the store with the parts of an archive.
 async fn import(
     images: &ImageStore,
@@ -97,6 +112,8 @@ async fn import(
     if let Some(name) = names.first() {
         operations::about_image(name);
     }
+    // Until then the client's parts stay in its socket.
+    let place = images.import_place().await?;
     let (input, archive) = mpsc::channel(WAITING);
     let feed = async {
         while let Some(part) = next(&mut parts).await? {
@@ -111,7 +128,7 @@ async fn import(
         drop(input);
         Ok(())
     };
-    let (mut work, mut feed) = (pin!(images.import(archive, &names, so_far)), pin!(feed.fuse()));
+    let (mut work, mut feed) = (pin!(images.import(place, archive, &names, so_far)), pin!(feed.fuse()));
     let imported = loop {
         tokio::select! {
             biased;
@@ -223,4 +240,25 @@ fn archive(exporting: Exporting) -> BoxStream<wire::ExportResponse> {
 
 fn data(bytes: Bytes) -> Result<wire::ExportResponse, Status> {
     Ok(wire::ExportResponse { part: Some(ExportPart::Data(bytes)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn work_goes_on_while_no_reply_is_taken_and_ends_with_the_reply() {
+        let (done, is_done) = oneshot::channel();
+        let reply = running(async move { Ok(done.send(1)) });
+        assert_eq!(is_done.await, Ok(1));
+        assert_eq!(reply.await.unwrap(), Ok(()));
+        let (held, ended) = oneshot::channel::<()>();
+        let reply = running(async move {
+            let _held = held;
+            std::future::pending::<Result<(), Status>>().await
+        });
+        drop(reply);
+        assert!(ended.await.is_err());
+    }
 }

@@ -17,8 +17,11 @@ use std::pin::pin;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Maximum number of times that the transfer of one blob is resumed.
+/// Maximum number of times in a row that the transfer of one blob is resumed without progress.
 const MAX_RESUMES: usize = 6;
+/// A connection makes progress if it brings so many bytes. Some proxies end each connection after a minute, so that a large
+/// blob needs many.
+const PROGRESS: u64 = if cfg!(test) { 64 << 10 } else { 1 << 20 };
 /// After so many broken connections in a row, another host is asked first.
 const MAX_BREAKS_OF_HOST: usize = 2;
 
@@ -37,8 +40,10 @@ pub(crate) struct Blob<'a> {
     skip: u64,
     /// The current connection's response.
     body: Option<Incoming>,
-    /// Broken connections so far.
+    /// Broken connections since the last one that made progress.
     breaks: usize,
+    /// `offset` at the last broken connection.
+    broke_at: u64,
     /// The host that sends, and how many of its connections broke in a row.
     sender: Option<(&'a Endpoint, usize)>,
     /// What further connections bring.
@@ -66,8 +71,8 @@ impl<'a> Blob<'a> {
     pub(super) fn new(registry: &'a Registry, wanted: Descriptor) -> Self {
         let path = registry.path(Kind::Blobs, &wanted.digest.to_string());
         let (ahead, watched) = (Ahead::new(registry, &path, wanted.size), Watched::new());
-        let (offset, skip, body, breaks, sender) = (0, 0, None, 0, None);
-        Self { registry, wanted, offset, skip, body, breaks, sender, ahead, watched }
+        let (offset, skip, body, breaks, broke_at, sender) = (0, 0, None, 0, 0, None);
+        Self { registry, wanted, offset, skip, body, breaks, broke_at, sender, ahead, watched }
     }
 
     /// Waits for the next bytes, never empty; `None` after as many bytes as the manifest states. The caller must
@@ -98,7 +103,8 @@ impl<'a> Blob<'a> {
                 Err(Fault::Transient { reason, .. }) => reason,
                 Err(_) => "connection broke".to_owned(),
             };
-            self.breaks += 1;
+            self.breaks = if self.offset - self.broke_at < PROGRESS { self.breaks + 1 } else { 1 };
+            self.broke_at = self.offset;
             self.count_break(&reason);
             if self.breaks > MAX_RESUMES {
                 let detail = format!("layer {}: {reason}, {} times", self.wanted.digest, self.breaks);

@@ -188,10 +188,12 @@ impl<'a> Ahead<'a> {
         true
     }
 
-    /// Requests pieces until so many connections are used, once the first one is confirmed.
+    /// Requests pieces until so many connections are used, once the first one is confirmed, and unless too many have
+    /// failed.
     fn fill(&mut self, connections: usize) {
         while let Some(last) = self.pieces.back()
             && last.confirmed
+            && self.failures < MAX_FAILURES
             && self.pieces.len() < connections
             && self.next < self.size
         {
@@ -234,6 +236,8 @@ impl<'a> Ahead<'a> {
     /// Waits for the next bytes of the first piece; `None` if there is no piece any more.
     pub(super) async fn next(&mut self) -> Option<Bytes> {
         loop {
+            // Also if all pieces are complete, and so nothing waits for the network: there must be a next one.
+            self.fill(CONNECTIONS);
             let first = self.pieces.front_mut()?;
             if !first.buffer.is_empty() {
                 return Some(first.buffer.split_to(first.buffer.len().min(PART)).freeze());

@@ -16,6 +16,9 @@ const SENT: usize = 8 << 10;
 /// Its pause after each of them: a tenth of the blob takes longer than the first connection is watched.
 const PAUSE: Duration = Duration::from_millis(6);
 
+/// After so many bytes [`Ranges::Cuts`] breaks a connection: more often than a transfer without progress is resumed.
+const CUT: u64 = 3 * PIECE;
+
 /// What the registry does with a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ranges {
@@ -33,8 +36,12 @@ enum Ranges {
     Stalls,
     /// It refuses them with this status.
     Refuses,
+    /// It sends the first one, and refuses the others, as there are too many requests.
+    Limits,
     /// More bytes than requested.
     Exceeds,
+    /// It is not slow, but breaks each connection after a while.
+    Cuts,
     /// It is not slow.
     Fast,
 }
@@ -144,6 +151,10 @@ async fn serve(
             stream.write_all(b"HTTP/1.1 416 No\r\ncontent-length: 0\r\n\r\n").await?;
             continue;
         }
+        if does(Ranges::Limits) && asked.number > 1 {
+            stream.write_all(b"HTTP/1.1 429 Slow\r\ncontent-length: 0\r\n\r\n").await?;
+            continue;
+        }
         let (first, end) = match asked {
             _ if does(Ranges::Ignores) => (0, SIZE),
             _ if does(Ranges::Shifts) => (asked.first + 1, (asked.end + 1).min(SIZE)),
@@ -164,16 +175,22 @@ async fn serve(
         );
         stream.write_all(head.as_bytes()).await?;
         let breaks = does(Ranges::Breaks) && asked.number.is_multiple_of(2);
-        for part in bytes[..if breaks { length / 2 } else { length }].chunks(SENT) {
+        let cut = ranges == Ranges::Cuts && length as u64 > CUT;
+        let sent = match () {
+            () if breaks => length / 2,
+            () if cut => usize::try_from(CUT).unwrap(),
+            () => length,
+        };
+        for part in bytes[..sent].chunks(SENT) {
             if does(Ranges::Stalls) && asked.number == 2 {
                 std::future::pending::<()>().await;
             }
             stream.write_all(part).await?;
-            if ranges != Ranges::Fast {
+            if !matches!(ranges, Ranges::Fast | Ranges::Cuts) {
                 tokio::time::sleep(PAUSE).await;
             }
         }
-        if breaks {
+        if breaks || cut {
             return Ok(());
         }
     }
@@ -200,6 +217,13 @@ async fn a_fast_blob_comes_on_one_connection_in_small_parts() {
 }
 
 #[tokio::test]
+async fn a_transfer_that_makes_progress_is_always_resumed() {
+    let registry = Slow::start(Ranges::Cuts).await;
+    let (bytes, _) = registry.fetch(0).await;
+    assert!(bytes.unwrap() == content());
+}
+
+#[tokio::test]
 async fn a_host_that_does_not_honour_ranges_is_asked_once() {
     for ranges in [Ranges::Ignores, Ranges::Shifts, Ranges::Refuses] {
         let registry = Slow::start(ranges).await;
@@ -207,6 +231,15 @@ async fn a_host_that_does_not_honour_ranges_is_asked_once() {
         assert!(bytes.unwrap() == content(), "{ranges:?}");
         assert_eq!(registry.ranges().len(), 1, "{ranges:?}");
     }
+}
+
+#[tokio::test]
+async fn a_host_that_limits_requests_is_not_flooded_with_them() {
+    let registry = Slow::start(Ranges::Limits).await;
+    let (bytes, _) = registry.fetch(100).await;
+    assert!(bytes.unwrap() == content());
+    let asked = registry.ranges().len();
+    assert!((2..=4).contains(&asked), "{asked}");
 }
 
 #[tokio::test]
