@@ -76,6 +76,32 @@ async fn hostile_layers_leave_nothing() {
     assert!(!node.root().join("ingest/escaped").exists() && !node.root().join("escaped").exists());
 }
 
+/// As registry.k8s.io did: the storage breaks a transfer and refuses its rest.
+#[tokio::test]
+async fn a_layer_whose_rest_is_refused_is_requested_again() {
+    for refusal in [400, 416] {
+        let (registry, node) = (Faulty::start().await, Node::new());
+        let image = two_layers();
+        let name = registry.push("a/b", "v", &image);
+        registry.fault(&image.layers[0], 1, Fault::Truncate);
+        registry.fault(&image.layers[0], 1, Fault::Status(refusal, None));
+        node.store.pull(&name, None).await.unwrap();
+        let shared = registry.shared.lock().unwrap();
+        let asked = shared.log.iter().filter(|(_, path, ..)| path.contains(&image.layers[0]));
+        assert_eq!(asked.map(|(.., range)| range.is_some()).collect::<Vec<_>>(), [false, true, false]);
+    }
+}
+
+#[tokio::test]
+async fn a_web_page_is_no_manifest() {
+    let (registry, node) = (Faulty::start().await, Node::new());
+    let name = registry.push("a/b", "v", &two_layers());
+    registry.fault("/manifests/", 1, Fault::Says(200, "\n<!DOCTYPE html>"));
+    let error = node.store.pull(&name, None).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("{}: it answers with a web page", registry.address)), "{error}");
+    node.store.pull(&name, None).await.unwrap();
+}
+
 #[tokio::test]
 async fn broken_transfers_are_resumed() {
     let (registry, node) = (Faulty::start().await, Node::new());

@@ -49,7 +49,12 @@ struct MadeDescriptor {
 /// The images; `None` if the archive is none of `docker save`. Adds where their configs and layers are to `blobs`.
 pub(super) fn images(members: &Members, blobs: &mut HashMap<Digest, Extent>) -> Result<Option<Vec<Found>>> {
     let Some(bytes) = members.content(MANIFEST, MAX_LIST)? else { return Ok(None) };
-    let entries: Vec<Entry> = parse_list(MANIFEST, &bytes)?;
+    let mut entries: Vec<Entry> = parse_list(MANIFEST, &bytes)?;
+    let is_named = |entry: &Entry| entry.tags.as_ref().is_some_and(|tags| !tags.is_empty());
+    // Images that were saved by their ids, beside others.
+    if entries.iter().any(is_named) {
+        entries.retain(is_named);
+    }
     check_number(entries.len())?;
     let layers: usize = entries.iter().map(|entry| entry.layers.as_ref().map_or(0, Vec::len)).sum();
     if layers > MAX_LAYERS {

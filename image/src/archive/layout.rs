@@ -72,6 +72,10 @@ pub(super) fn images(members: &Members) -> Result<Option<Vec<Found>>> {
         }
         check_number(groups.len())?;
     }
+    // What has no name beside what has one is an attestation, or an image that was exported by its id.
+    if groups.iter().any(|(name, _)| name.is_some()) {
+        groups.retain(|(name, _)| name.is_some());
+    }
     let mut images: Vec<Found> = Vec::new();
     for (name, entries) in groups {
         let top = top(members, &entries)?;
@@ -88,6 +92,10 @@ fn name(entry: &Entry) -> Option<Reference> {
     let annotation = |key| entry.annotations.as_ref().and_then(|all| all.get(key)).map(String::as_str);
     let whole = annotation(CONTAINERD_NAME);
     let whole = whole.or_else(|| annotation(REF_NAME).filter(|name| name.contains(['/', ':'])))?;
+    // containerd lists each image of Kubernetes by its id, too.
+    if Digest::parse(whole).is_some() {
+        return None;
+    }
     match Reference::parse(whole) {
         Ok(name) => Some(name),
         Err(error) => {

@@ -175,6 +175,23 @@ fn an_archive_that_is_both_has_the_names_of_one() {
     assert_eq!(names(&read(&pack(&files)).unwrap().1), [["r.example/a:1"]]);
 }
 
+/// `docker save a:1 <id>`, and what containerd exports of Kubernetes' images.
+#[test]
+fn what_has_no_name_beside_what_has_one_is_left_out() {
+    let list =
+        json!([{"Config": "none", "RepoTags": null}, {"Config": "c", "RepoTags": ["a/b:1"], "Layers": []}]);
+    let files = [("manifest.json", list.to_string().into_bytes()), ("c", config(&[]))];
+    assert_eq!(names(&read(&archive(&files)).unwrap().1), [["docker.io/a/b:1"]]);
+    let named = |name: &str| json!({"io.containerd.image.name": name});
+    let id = Digest::of(b"config").to_string();
+    let images = [(&b"1"[..], named("r.example/a:1")), (b"1", named(&id)), (b"attestation", json!(null))];
+    let mut files = layout(&images);
+    files.remove(2);
+    assert_eq!(names(&read(&pack(&files)).unwrap().1), [["r.example/a:1"]]);
+    // An id is no name.
+    assert_eq!(names(&read(&pack(&layout(&[(b"1", named(&id))]))).unwrap().1), [&[] as &[String]]);
+}
+
 #[test]
 fn names_that_lead_outside_lead_nowhere() {
     for name in ["../../etc/passwd", "/etc/passwd", "x/../../../etc/passwd"] {

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::Uri;
 use hyper::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use hyper::http::uri::Scheme;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 /// The authentication that a 401 response asks for.
@@ -149,6 +150,19 @@ pub(crate) fn realm_url(realm: &str) -> Option<Uri> {
     (is_valid && matches!(url.scheme_str(), Some("http" | "https"))).then_some(url)
 }
 
+/// The realm of a registry with TLS, itself with TLS if it is on the registry's own host and no other port than that: behind
+/// a proxy that ends TLS, Harbor, Artifactory and others take their own URL for one of http.
+pub(crate) fn with_own_tls(realm: Uri, registry: &str) -> Uri {
+    let own = registry.strip_suffix(":443").unwrap_or(registry);
+    let is_own = realm.authority().is_some_and(|realm| realm.as_str().eq_ignore_ascii_case(own));
+    if !is_own || realm.scheme_str() != Some("http") {
+        return realm;
+    }
+    let mut parts = realm.clone().into_parts();
+    parts.scheme = Some(Scheme::HTTPS);
+    Uri::from_parts(parts).unwrap_or(realm)
+}
+
 /// A URL with these pairs in its query, behind those that it has; `None` if that would be no URL.
 pub(crate) fn with_query(url: &Uri, pairs: &[(&str, &str)]) -> Option<Uri> {
     let joint = if url.query().is_some() { '&' } else { '?' };
@@ -165,6 +179,22 @@ pub(crate) fn with_query(url: &Uri, pairs: &[(&str, &str)]) -> Option<Uri> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_realm_on_the_registrys_own_host_has_its_tls() {
+        let secured = |realm: &str, registry| with_own_tls(realm_url(realm).unwrap(), registry).to_string();
+        for registry in ["Reg.example", "reg.example:443"] {
+            assert_eq!(secured("http://reg.example/t?a=b", registry), "https://reg.example/t?a=b");
+        }
+        for (realm, registry) in [
+            ("http://reg.example:8080/t", "reg.example"),
+            ("http://reg.example/t", "reg.example:5000"),
+            ("http://auth.reg.example/t", "reg.example"),
+            ("https://reg.example/t", "reg.example"),
+        ] {
+            assert_eq!(secured(realm, registry), realm);
+        }
+    }
 
     #[test]
     fn urls_of_token_servers() {

@@ -242,6 +242,10 @@ impl Registry {
             };
             let (content_type, claimed) = (header("content-type"), header("docker-content-digest"));
             let bytes = self.read_all(response, limit).await?;
+            // Of a wrong path, or of a network that asks for a login.
+            if matches!(kind, Kind::Manifests) && bytes.trim_ascii_start().starts_with(b"<") {
+                return Err(Fault::Final("it answers with a web page instead of a manifest".to_owned()));
+            }
             let wanted = expected.copied().or_else(|| Digest::parse(&claimed));
             let digest = wanted.map_or_else(|| Digest::of(&bytes), |wanted| wanted.same_of(&bytes));
             if let Some(wanted) = wanted

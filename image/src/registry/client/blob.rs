@@ -190,9 +190,14 @@ impl<'a> Blob<'a> {
         let range = (self.offset > 0).then_some((self.offset, None));
         let get = Get { path: &path, accept: "*/*", range, verified: true, head: false };
         let object = Some(format!("blobs/{}", self.wanted.digest));
-        let (get, offset, size) = (&get, self.offset, self.wanted.size);
+        let whole = Get { range: None, ..get };
+        let (get, whole, offset, size) = (&get, &whole, self.offset, self.wanted.size);
         let request = |endpoint| async move {
-            let response = registry.get(endpoint, get).await?;
+            let response = match registry.get(endpoint, get).await {
+                // Storage may refuse the rest of what it has sent before (400, 416).
+                Err(Fault::Final(_)) if offset > 0 => registry.get(endpoint, whole).await?,
+                other => other?,
+            };
             Ok((overlap(&response, offset, size)?, response.into_body()))
         };
         let (endpoint, (skip, body)) = registry.first_served(|host| host.pull, object, request).await?;

@@ -40,7 +40,10 @@ impl Registry {
         auth: Option<&Auth>,
     ) -> Result<HeaderValue, Fault> {
         let no_url = || Fault::Final("token realm is not a URL".to_owned());
-        let uri = auth::realm_url(realm).ok_or_else(no_url)?;
+        let mut uri = auth::realm_url(realm).ok_or_else(no_url)?;
+        if endpoint.host.scheme == "https" {
+            uri = auth::with_own_tls(uri, &endpoint.host.authority);
+        }
         let host = uri.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
         let own_scope = format!("repository:{}:pull", self.reference.repository());
         let scope = scope.filter(|scope| !scope.is_empty()).unwrap_or(&own_scope);

@@ -20,6 +20,8 @@ const WAITING: usize = 4;
 const LONG_NAME: usize = 100;
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// What is not decompressed here: the first bytes, and the program that does it.
+const OTHERS: [(&[u8], &str); 3] = [(b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2"), (b"\x04\x22\x4d\x18", "lz4")];
 
 /// An archive that is not read yet.
 #[derive(Debug)]
@@ -132,6 +134,10 @@ fn send_archive(input: impl Read, parts: &mpsc::Sender<Part>) -> io::Result<()> 
         send(&mut flate2::bufread::MultiGzDecoder::new(input), parts)
     } else if first.starts_with(ZSTD) {
         send(&mut zstd::stream::read::Decoder::with_buffer(input)?, parts)
+    } else if let Some((_, program)) = OTHERS.iter().find(|(magic, _)| first.starts_with(magic)) {
+        let reason =
+            format!("it is compressed with {program}: pipe what `{program} -dc` prints into this command");
+        Err(io::Error::new(io::ErrorKind::Unsupported, reason))
     } else {
         send(&mut input, parts)
     }
@@ -244,6 +250,10 @@ mod tests {
         for packed in [&plain, &gzip, &zstd::bulk::compress(&plain, 1).unwrap()] {
             fs::write(&path, packed).unwrap();
             assert!(sent(&path).await.unwrap() == plain);
+        }
+        for (packed, program) in [(&b"\xfd7zXZ\0..."[..], "xz -dc"), (b"BZh9...", "bzip2 -dc")] {
+            fs::write(&path, packed).unwrap();
+            assert!(causes::with_causes(&sent(&path).await.unwrap_err()).contains(program));
         }
         // One that is cut is never complete.
         fs::write(&path, &gzip[..gzip.len() / 2]).unwrap();
