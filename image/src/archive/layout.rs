@@ -1,7 +1,7 @@
 //! An OCI image layout: `index.json` lists images by digest, and `blobs/<algorithm>/<digest>` has everything.
 
 use super::members::Members;
-use super::{Found, MAX_LIST, check_number, parse_list};
+use super::{Found, MAX_LIST, MAX_TOPS, check_number, parse_list};
 use crate::error::{Error, Result};
 use crate::manifest::MAX_MANIFEST;
 use crate::reference::{Digest, Reference};
@@ -72,12 +72,19 @@ pub(super) fn images(members: &Members) -> Result<Option<Vec<Found>>> {
         }
         check_number(groups.len())?;
     }
-    let mut images: Vec<Found> = Vec::new();
+    let (mut images, mut size): (Vec<Found>, u64) = (Vec::new(), 0);
     for (name, entries) in groups {
         let top = top(members, &entries)?;
         match images.iter_mut().find(|image| image.top.digest == top.digest) {
             Some(image) => image.names.extend(name),
-            None => images.push(Found { names: name.into_iter().collect(), top }),
+            None => {
+                size += top.bytes.len() as u64;
+                images.push(Found { names: name.into_iter().collect(), top });
+            }
+        }
+        if size > MAX_TOPS {
+            let object = "all manifests and indexes of the archive".to_owned();
+            return Err(Error::TooLarge { object, limit: MAX_TOPS, unit: "bytes" });
         }
     }
     Ok(Some(images))
