@@ -1,7 +1,7 @@
 //! Imports the images of an archive.
 
 use crate::ImageStore;
-use crate::archive::{Archive, ArchiveSource, Found, MAX_ARCHIVE};
+use crate::archive::{Archive, ArchiveSource, Found, MAX_ARCHIVE, MAX_TAGS};
 use crate::error::{Error, Result};
 use crate::lane::unpacking;
 use crate::record::Pruned;
@@ -61,7 +61,8 @@ impl ImageStore {
     /// undone.
     ///
     /// # Errors
-    /// Any [`Error`]: those of a pull; [`Error::Unsupported`] if an image has no name.
+    /// Any [`Error`]: those of a pull; [`Error::Unsupported`] if an image has no name, or a name with another digest than its
+    /// own.
     pub async fn import(
         &self,
         place: ImportPlace,
@@ -70,6 +71,10 @@ impl ImageStore {
         so_far: &ImportProgress,
     ) -> Result<Vec<Imported>> {
         self.store.ensure_writable()?;
+        if names.len() > MAX_TAGS {
+            let (object, limit) = ("the list of names".to_owned(), MAX_TAGS as u64);
+            return Err(Error::TooLarge { object, limit, unit: "names" });
+        }
         let names = names.iter().map(|name| Reference::parse(name)).collect::<Result<Vec<_>>>()?;
         let step = progress::enter("receive the archive", "the sender of the archive or the disk is slow");
         let path = self.store.new_spool_path();
@@ -112,7 +117,10 @@ impl ImageStore {
 fn named<'a>(found: &'a [Found], names: &'a [Reference]) -> Result<Vec<(&'a Found, &'a [Reference])>> {
     let refused = |reason: String| Error::unsupported("the archive", reason);
     match (found, names) {
-        ([image], [_, ..]) => Ok(vec![(image, names)]),
+        ([image], [_, ..]) => {
+            names.iter().try_for_each(|name| image.check_name(name))?;
+            Ok(vec![(image, names)])
+        }
         (_, [_, ..]) => {
             Err(refused(format!("it has {} images, which cannot all have the given name", found.len())))
         }

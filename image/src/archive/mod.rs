@@ -21,11 +21,11 @@ mod tests;
 pub(crate) use source::ArchiveSource;
 
 use crate::error::{Error, Result};
-use crate::reference::{Digest, Reference};
+use crate::reference::{Digest, Reference, Selector};
 use crate::spool::Spool;
 use bytes::Bytes;
 use members::{Extent, Members};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
@@ -38,6 +38,8 @@ const MAX_LIST: u64 = 1 << 20;
 const MAX_OBJECTS: usize = 16_384;
 /// Maximum number of images of one archive.
 const MAX_IMAGES: usize = 256;
+/// Maximum number of names of all images of one archive: each is a pull of its own, with a write of the image index.
+pub(crate) const MAX_TAGS: usize = 1024;
 
 /// An image of an archive.
 #[derive(Debug)]
@@ -58,6 +60,19 @@ struct Top {
     made: Option<Bytes>,
 }
 
+impl Found {
+    /// Fails if a name has a digest that is not the one of this image's manifest or index.
+    pub(crate) fn check_name(&self, name: &Reference) -> Result<()> {
+        match name.selector() {
+            Selector::Digest(digest) if *digest != self.top.digest => {
+                let reason = format!("the digest of the image in the archive is {}", self.top.digest);
+                Err(Error::unsupported(format!("the name {name}"), reason))
+            }
+            Selector::Digest(_) | Selector::Tag(_) => Ok(()),
+        }
+    }
+}
+
 /// An archive that was read to its end.
 #[derive(Debug)]
 pub(crate) struct Archive {
@@ -76,7 +91,7 @@ impl Archive {
         let of_layout = layout::images(&archive.members)?;
         // `docker save` writes both lists. Only one may have the names.
         let named = of_layout.as_ref().is_some_and(|found| found.iter().any(|image| !image.names.is_empty()));
-        let found = match of_layout {
+        let mut found = match of_layout {
             Some(found) if named => found,
             other => match docker::images(&archive.members, &mut archive.blobs)? {
                 Some(found) => found,
@@ -90,6 +105,7 @@ impl Archive {
         if found.is_empty() {
             return Err(Error::unsupported("the archive", "it lists no image"));
         }
+        check_names(&mut found)?;
         Ok((Arc::new(archive), found))
     }
 
@@ -119,6 +135,21 @@ fn parse_list<'a, T: serde::Deserialize<'a>>(name: &str, bytes: &'a [u8]) -> Res
         return Err(Error::TooLarge { object, limit: MAX_OBJECTS as u64, unit: "objects" });
     }
     serde_json::from_slice(bytes).map_err(|error| Error::corrupt(format!("{name} of the archive"), error))
+}
+
+/// Drops the repeated names of each image. Fails if there are too many, or if one has a digest that is not the image's: who
+/// uses such a name relies on its content.
+fn check_names(found: &mut [Found]) -> Result<()> {
+    for image in &mut *found {
+        let mut seen = HashSet::new();
+        image.names.retain(|name| seen.insert(name.clone()));
+        image.names.iter().try_for_each(|name| image.check_name(name))?;
+    }
+    if found.iter().map(|image| image.names.len()).sum::<usize>() > MAX_TAGS {
+        let (object, limit) = ("the archive".to_owned(), MAX_TAGS as u64);
+        return Err(Error::TooLarge { object, limit, unit: "names of images" });
+    }
+    Ok(())
 }
 
 /// The error for too many images.

@@ -283,6 +283,31 @@ fn large_things_are_refused() {
     assert!(matches!(error, Error::TooLarge { unit: "images", .. }), "{error}");
 }
 
+/// `docker save` of an image without layers, with these names.
+fn tagged(names: &[String]) -> Vec<u8> {
+    let list = json!([{"Config": "c", "RepoTags": names}]).to_string().into_bytes();
+    archive(&[("manifest.json", list), ("c", config(&[]))])
+}
+
+#[test]
+fn names_are_limited_and_each_counts_once() {
+    let many: Vec<_> = (0..=MAX_TAGS).map(|number| format!("a:{number}")).collect();
+    let error = refused(&tagged(&many));
+    assert!(matches!(error, Error::TooLarge { unit: "names of images", .. }), "{error}");
+    let (_, found) = read(&tagged(&vec!["a:1".to_owned(); 5000])).unwrap();
+    assert_eq!(names(&found), [["docker.io/library/a:1"]]);
+}
+
+#[test]
+fn a_digest_in_a_name_is_that_of_the_image() {
+    let other = format!("r.example/a@{}", Digest::of(b"other"));
+    let error = refused(&tagged(&[other])).to_string();
+    assert!(error.contains("the digest of the image in the archive is"), "{error}");
+    let own = format!("r.example/a@{}", Digest::of(b"1"));
+    let (_, found) = read(&pack(&layout(&[(b"1", json!({"io.containerd.image.name": own}))]))).unwrap();
+    assert_eq!(names(&found), [[own.as_str()]]);
+}
+
 #[test]
 fn many_members_are_refused() {
     let one = archive(&[("x", vec![])]);

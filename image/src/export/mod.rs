@@ -22,6 +22,7 @@ use bytes::Bytes;
 use header::{Item, encode, padding};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -188,7 +189,11 @@ impl Export {
             return Err(Error::NotFound { reference: format!("layer {diff_id}"), detail });
         }
         let mut writer = Writer::new(self.store.new_spool_path(), self.compression)?;
-        let made = layer::write(&self.store.layer_folder(diff_id), &mut writer);
+        let mut wanted = Wanted { writer: &mut writer, output: &self.output };
+        let made = layer::write(&self.store.layer_folder(diff_id), &mut wanted);
+        if self.output.is_closed() {
+            return Err(Error::Cancelled);
+        }
         let (spool, blob) = writer.finish(made)?;
         if self.written.insert(blob.digest) {
             self.begin(&format!("blobs/sha256/{}", blob.digest.hex()), blob.size)?;
@@ -196,7 +201,7 @@ impl Export {
             while done < blob.size {
                 let part = spool.read(done, PART)?;
                 if part.is_empty() {
-                    let cut = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+                    let cut = io::Error::from(io::ErrorKind::UnexpectedEof);
                     return Err(Error::storage("read", spool.path())(cut));
                 }
                 done += part.len() as u64;
@@ -243,6 +248,26 @@ impl Export {
     }
 }
 
+/// A layer that is made for as long as somebody takes the archive. Without a reader the export has given its place to the
+/// next one, and must not go on beside it.
+struct Wanted<'a> {
+    writer: &'a mut Writer,
+    output: &'a mpsc::Sender<Bytes>,
+}
+
+impl Write for Wanted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.output.is_closed() {
+            return Err(io::Error::other("nobody reads the archive any longer"));
+        }
+        self.writer.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
 /// A config with other diff ids. All else stays, members without a meaning here included.
 fn rewritten(id: &Digest, document: &[u8], diff_ids: &[Digest]) -> Result<Vec<u8>> {
     let corrupt = |error| Error::corrupt(format!("config {id}"), error);
@@ -251,4 +276,21 @@ fn rewritten(id: &Digest, document: &[u8], diff_ids: &[Digest]) -> Result<Vec<u8
     config.retain(|name, _| !name.eq_ignore_ascii_case("rootfs"));
     config.insert("rootfs".to_owned(), json!({"type": "layers", "diff_ids": diff_ids}));
     serde_json::to_vec(&config).map_err(corrupt)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_is_made_for_as_long_as_somebody_reads() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(folder.path().join("x"), Compression::None).unwrap();
+        let (output, parts) = mpsc::channel(1);
+        let mut wanted = Wanted { writer: &mut writer, output: &output };
+        wanted.write_all(b"1").unwrap();
+        drop(parts);
+        assert!(wanted.write_all(b"2").is_err());
+        assert_eq!(writer.finish(Ok(())).unwrap().1.size, 1);
+    }
 }

@@ -85,11 +85,20 @@ pub(crate) fn read_newer(layout: &Layout) -> Entries {
     entries.map(|entry| (entry.config, entry)).collect()
 }
 
-/// Replaces the index, durably.
+/// Replaces the index, durably. `TooLarge` if the next start would not read it.
 pub(crate) fn write(layout: &Layout, entries: &Entries) -> Result<()> {
+    let bytes = encode(entries, MAX_INDEX)?;
+    blobs::write(layout, &layout.index(), &bytes, Durable::Yes)
+}
+
+/// The text of the index, of at most `limit` bytes.
+fn encode(entries: &Entries, limit: u64) -> Result<Vec<u8>> {
     let file = File { version: VERSION, images: entries.values().cloned().collect() };
     let bytes = serde_json::to_vec(&file).map_err(|error| Error::corrupt("image index", error))?;
-    blobs::write(layout, &layout.index(), &bytes, Durable::Yes)
+    if bytes.len() as u64 > limit {
+        return Err(Error::TooLarge { object: "the image index".to_owned(), limit, unit: "bytes" });
+    }
+    Ok(bytes)
 }
 
 /// Adds or updates an image and gives it the names of `reference`, which resolved to the digest `top`. A tag moves to
@@ -233,5 +242,18 @@ impl Published {
         let mut found = self.images.iter().filter(id);
         let first = found.next()?;
         found.next().is_none().then_some(first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_that_cannot_be_read_again_is_not_written() {
+        let entries = Entries::new();
+        let length = encode(&entries, MAX_INDEX).unwrap().len() as u64;
+        assert!(encode(&entries, length).is_ok());
+        assert!(matches!(encode(&entries, length - 1), Err(Error::TooLarge { .. })));
     }
 }

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// Bytes of a piece. It is what a connection carries before the next request's round trip, and what is buffered.
 pub(super) const PIECE: u64 = if cfg!(test) { 64 << 10 } else { 2 << 20 };
@@ -39,7 +39,8 @@ static ROOM: Semaphore = Semaphore::const_new(8);
 const PART: usize = 64 << 10;
 /// After so many failed pieces of a blob no more are requested.
 const MAX_FAILURES: usize = 3;
-/// If all later pieces have been complete for so long, the one whose turn it is gets another connection.
+/// If the transfer has waited so long for the piece whose turn it is while all later ones are complete, this piece gets
+/// another connection. Bytes that trickle in are no reason to wait longer.
 const SLOW: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 2000 });
 /// Maximum number of times that a blob's piece gets another connection because it is slow.
 const MAX_REPLACED: usize = 8;
@@ -58,6 +59,8 @@ pub(super) struct Ahead<'a> {
     next: u64,
     failures: usize,
     replaced: usize,
+    /// How long the transfer has waited for the first piece while all later ones were complete.
+    delayed: Duration,
 }
 
 /// A piece of a blob, on a connection of its own.
@@ -133,7 +136,8 @@ impl<'a> Ahead<'a> {
     /// For a blob of `size` bytes at `path`.
     pub(super) fn new(registry: &'a Registry, path: &str, size: u64) -> Self {
         let (path, pieces) = (path.into(), VecDeque::new());
-        Self { registry, path, size, room: &ROOM, pieces, next: 0, failures: 0, replaced: 0 }
+        let (next, failures, replaced, delayed) = (0, 0, 0, Duration::ZERO);
+        Self { registry, path, size, room: &ROOM, pieces, next, failures, replaced, delayed }
     }
 
     #[cfg(test)]
@@ -244,27 +248,41 @@ impl<'a> Ahead<'a> {
             }
             if first.is_complete() {
                 self.pieces.pop_front();
+                self.delayed = Duration::ZERO;
                 continue;
             }
+            if self.delayed >= SLOW {
+                self.replace();
+            }
+            let began = Instant::now();
             let part = poll_fn(|cx| {
                 self.drive(cx, 1);
                 self.pieces.front_mut().map_or(Poll::Ready(Ok(None)), |first| first.poll(cx))
             });
-            match timeout(SLOW, part).await {
+            let result = timeout(SLOW, part).await;
+            if self.others_wait() {
+                self.delayed += began.elapsed();
+            }
+            match result {
                 Ok(Ok(Some(part))) if part.is_empty() => {}
                 Ok(Ok(Some(part))) => return Some(part),
                 // It cannot be at its end here.
                 Ok(Ok(None)) => return None,
                 Ok(Err(failure)) => self.fail(0, &failure),
-                Err(_) => self.replace(),
+                Err(_) => {}
             }
         }
     }
 
-    /// Gives the first piece another connection if it delays all others.
+    /// Whether the first piece delays all others.
+    fn others_wait(&self) -> bool {
+        self.pieces.len() > 1 && self.pieces.iter().skip(1).all(Piece::is_complete)
+    }
+
+    /// Gives the first piece another connection.
     fn replace(&mut self) {
-        let others_wait = self.pieces.len() > 1 && self.pieces.iter().skip(1).all(Piece::is_complete);
-        if !others_wait || self.replaced == MAX_REPLACED {
+        self.delayed = Duration::ZERO;
+        if self.replaced == MAX_REPLACED {
             return;
         }
         if let Some(first) = self.pieces.front_mut() {

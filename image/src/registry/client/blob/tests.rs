@@ -34,6 +34,8 @@ enum Ranges {
     Changes,
     /// It sends nothing of the second one, until that is requested again.
     Stalls,
+    /// It sends the second one byte by byte, until that is requested again.
+    Drips,
     /// It refuses them with this status.
     Refuses,
     /// It sends the first one, and refuses the others, as there are too many requests.
@@ -185,6 +187,13 @@ async fn serve(
             if does(Ranges::Stalls) && asked.number == 2 {
                 std::future::pending::<()>().await;
             }
+            if does(Ranges::Drips) && asked.number == 2 {
+                for byte in part {
+                    stream.write_all(&[*byte]).await?;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                continue;
+            }
             stream.write_all(part).await?;
             if !matches!(ranges, Ranges::Fast | Ranges::Cuts) {
                 tokio::time::sleep(PAUSE).await;
@@ -265,13 +274,15 @@ async fn bytes_of_a_changed_blob_are_not_hidden() {
 
 #[tokio::test]
 async fn a_stalled_piece_gets_another_connection() {
-    let registry = Slow::start(Ranges::Stalls).await;
-    let (bytes, most) = registry.fetch(100).await;
-    assert!(bytes.unwrap() == content());
-    let ranges = registry.ranges();
-    let stalled = ranges[1];
-    assert!(ranges.iter().filter(|range| range.1 == stalled.1).count() == 2, "{ranges:?}");
-    assert!(most as u64 <= CONNECTIONS as u64 * PIECE, "{most}");
+    for how in [Ranges::Stalls, Ranges::Drips] {
+        let registry = Slow::start(how).await;
+        let (bytes, most) = registry.fetch(100).await;
+        assert!(bytes.unwrap() == content());
+        let ranges = registry.ranges();
+        let stalled = ranges[1];
+        assert!(ranges.iter().filter(|range| range.1 == stalled.1).count() == 2, "{how:?}: {ranges:?}");
+        assert!(most as u64 <= CONNECTIONS as u64 * PIECE, "{how:?}: {most}");
+    }
 }
 
 #[tokio::test]
