@@ -140,6 +140,7 @@ async fn request(stream: &mut TcpStream, log: &Mutex<Vec<(u64, u64)>>) -> std::i
 }
 
 /// Serves the requests of one connection.
+#[expect(clippy::too_many_lines, reason = "the faults of a registry, one after the other")]
 async fn serve(
     mut stream: TcpStream,
     blob: &[u8],
