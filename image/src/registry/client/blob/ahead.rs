@@ -151,12 +151,11 @@ impl<'a> Ahead<'a> {
         self.pieces.iter().map(|piece| piece.buffer.len()).sum()
     }
 
-    /// Requests the first piece of the host that sends, if it is worth it and none was requested: one to two pieces behind
-    /// `from`, so that the first connection does not overtake it before it is confirmed.
+    /// Requests the first piece, from about `from` on, of the host that sends, if it is worth it and none was requested.
     pub(super) fn start(&mut self, from: u64, endpoint: &'a Endpoint) {
-        let is_large = self.size.saturating_sub(from) >= 4 * PIECE;
+        let is_large = self.size.saturating_sub(from) >= 3 * PIECE;
         if is_large && self.pieces.is_empty() && self.failures < MAX_FAILURES {
-            self.next = from.next_multiple_of(PIECE) + PIECE;
+            self.next = from.next_multiple_of(PIECE);
             self.request(endpoint);
         }
     }
