@@ -101,14 +101,14 @@ impl ImageStore {
     }
 
     /// Removes the images that are neither pinned nor leased to a container, and the layers that nothing needs, and waits up
-    /// to 90 s for each image's disk space. With `dry_run` it only tells what it would remove.
+    /// to 90 s for their disk space. With `dry_run` it only tells what it would remove.
     ///
     /// # Errors
     /// As those of [`Self::remove`]. What was removed before stays removed.
     pub async fn prune(&self, dry_run: bool) -> Result<Pruned> {
         let _step = progress::enter("remove unused images", "the disk of the image store is slow or hangs");
         let store = self.store.clone();
-        // Not on the store's lane: it may wait for the space of many images.
+        // Not on the store's lane: it may wait long for the space.
         unpacking(move || store.prune(dry_run)).await
     }
 }

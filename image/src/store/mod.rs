@@ -67,6 +67,13 @@ pub(crate) struct NewImage<'a> {
     pub(crate) durable_documents: bool,
 }
 
+/// An image that was taken out of the index.
+#[derive(Debug)]
+struct Unlisted {
+    /// Why the index file still names it: the disk is full.
+    full: Option<Error>,
+}
+
 /// What protects layers from deletion, and which layers there are.
 #[derive(Debug, Default)]
 struct Catalog {
@@ -238,29 +245,34 @@ impl Store {
     /// an image without a config counts as removed (`open`). The index is written once the layers are deleted.
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
         let given_up = self.give_up_unfinished();
-        let (mut removed, mut full) = (false, None);
-        {
-            let mut images = lock(&self.images);
-            let listed = self.published().find(name).and_then(|image| Digest::parse(&image.id));
-            // A damaged image is not listed, but takes disk space too.
-            if let Some(id) = listed.or_else(|| index::id_of(&images, name)) {
-                let mut entries = images.clone();
-                entries.remove(&id);
-                match self.replace(&mut images, entries.clone()) {
-                    Err(error) if error.is_full() => {
-                        gc::discard(&self.layout, &self.layout.blob(&id))?;
-                        blobs::sync_folder(&self.layout.blobs())?;
-                        self.publish(&mut images, entries);
-                        full = Some(error);
-                    }
-                    replaced => replaced?,
-                }
-                removed = true;
+        match self.unlist(name)? {
+            None if !given_up => Ok(()),
+            None => self.free(None),
+            Some(unlisted) => self.free(unlisted.full),
+        }
+    }
+
+    /// Takes the image that `name` refers to out of the index; `None` if there is none. [`Store::free`] must follow.
+    fn unlist(&self, name: &str) -> Result<Option<Unlisted>> {
+        let mut images = lock(&self.images);
+        let listed = self.published().find(name).and_then(|image| Digest::parse(&image.id));
+        // A damaged image is not listed, but takes disk space too.
+        let Some(id) = listed.or_else(|| index::id_of(&images, name)) else { return Ok(None) };
+        let mut entries = images.clone();
+        entries.remove(&id);
+        match self.replace(&mut images, entries.clone()) {
+            Err(error) if error.is_full() => {
+                gc::discard(&self.layout, &self.layout.blob(&id))?;
+                blobs::sync_folder(&self.layout.blobs())?;
+                self.publish(&mut images, entries);
+                Ok(Some(Unlisted { full: Some(error) }))
             }
+            replaced => replaced.map(|()| Some(Unlisted { full: None })),
         }
-        if !removed && !given_up {
-            return Ok(());
-        }
+    }
+
+    /// Deletes what nothing needs any more, and waits for the disk space. `full`: why the index file is behind.
+    fn free(&self, full: Option<Error>) -> Result<()> {
         self.collect()?;
         // kubelet removes images to free disk space, measures it right afterwards, and evicts pods if it is too little.
         self.layout.trash().wait(MAX_SPACE_WAIT);
