@@ -31,6 +31,19 @@ impl Disk {
         Ok(disk)
     }
 
+    /// Replaces the file system by a copy of its device, as after a repair. Whoever still uses the original does not write to
+    /// the copy.
+    pub(crate) fn copied(self) -> Result<Self> {
+        let copy = self.at.with_added_extension("copy.ext4");
+        fs::copy(&self.image, &copy).context("copy the image of an ext4")?;
+        let at = self.at.clone();
+        drop(self);
+        let disk = Self { at: at.clone(), image: copy };
+        let place = disk.image.display().to_string();
+        command("mount", &["-o", "loop", &place, &at.display().to_string()]).context("mount a copy of an ext4")?;
+        Ok(disk)
+    }
+
     /// Fills all blocks.
     pub(crate) fn fill_bytes(&self) -> Result<()> {
         let mut file = File::create(self.at.join("fill"))?;

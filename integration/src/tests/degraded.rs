@@ -116,12 +116,12 @@ async fn root_without_inodes(cx: Context) -> Result<()> {
 /// The error occurs while the daemon runs: no call may be blocked by a failed write.
 async fn root_that_becomes_read_only(cx: Context) -> Result<()> {
     let disk = on(&cx, 16384).await?;
+    let (pod, id) = running(&cx).await?;
+    if !disk.abort()? {
+        println!("      {}: an ext4 in use cannot be read either after an error of this kernel", cx.name);
+        return lost(&cx, disk, &pod).await;
+    }
     let outcome = async {
-        let (pod, id) = running(&cx).await?;
-        if !disk.abort()? {
-            println!("      {}: an ext4 in use cannot be read either after an error of this kernel", cx.name);
-            return lost(&cx).await;
-        }
         reason(&cx, "RootReadOnly", "read-only").await?;
         serves(&cx, &pod, &id).await?;
         let refused = cx.cri.run_pod(&cx.pod_config()).await.err().context("a pod on a read-only root")?;
@@ -132,15 +132,24 @@ async fn root_that_becomes_read_only(cx: Context) -> Result<()> {
     outcome.and(off(&cx, disk).await)
 }
 
-/// The root can be neither read nor written: Status says so, and nothing new is begun.
-async fn lost(cx: &Context) -> Result<()> {
+/// The root can be neither read nor written: Status says so, and nothing new is begun. What the disk holds is enough to
+/// end the pod once it is mounted again.
+async fn lost(cx: &Context, disk: Disk, pod: &Pod) -> Result<()> {
     reason(cx, "RootBroken", "cannot be written").await?;
     let refused = cx.cri.run_pod(&cx.pod_config()).await.err().context("a pod on a lost root")?;
     ensure!(
         refused.message().contains("cannot be written"),
         "the refusal does not give the reason: {refused}"
     );
-    Ok(())
+    cx.node.kill9()?;
+    let disk = disk.copied()?;
+    cx.node.launch().await.context("start on what the lost disk held")?;
+    let outcome = async {
+        cx.pod_is_shown(&pod.id, PodSandboxState::SandboxReady).await?;
+        cx.cri.drop_pod(&pod.id).await.context("the pod of a lost disk")
+    }
+    .await;
+    outcome.and(off(cx, disk).await)
 }
 
 /// The error occurs while there is no daemon: it must start on a root that it can read but not write.
