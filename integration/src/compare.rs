@@ -44,11 +44,12 @@ pub(crate) struct Reference {
     pub(crate) exec: BTreeMap<String, String>,
 }
 
-/// The script that prints the report; init then sleeps.
+/// The script that prints the report; init then sleeps. The status is read once the shell waits: all signals are blocked
+/// while the C library forks.
 pub(crate) fn script(init: bool) -> String {
     let report = r#"p=/proc/$$
 ls -l $p/fd
-sed 's/^/status /' $p/status
+(until grep -q '^State:.S' $p/status; do :; done; sed 's/^/status /' $p/status)
 sed 's/^/limit /' $p/limits
 sed 's/^/cgroup /' $p/cgroup
 for n in cgroup ipc mnt net pid pid_for_children time time_for_children user uts; do echo "ns $n: $(readlink $p/ns/$n)"; done
