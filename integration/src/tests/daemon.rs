@@ -108,7 +108,11 @@ async fn cgroup_that_cannot_be_created_fails_one_pod(cx: Context) -> Result<()> 
     command("umount", &[&freezer])?;
     let e = refused?.context("a pod came up without its cgroup")?;
     ensure!(e.message().contains("Read-only file system"), "the error does not name the cause: {e}");
-    ensure!(cx.cri.pods(None).await?.is_empty(), "the refused pod is listed");
+    // systemd has made the pod's scope, and what is below it could not be removed before.
+    wait::until("the refused pod to be gone", secs(30), || async {
+        Ok(cx.cri.pods(None).await?.is_empty().then_some(()))
+    })
+    .await?;
     still_serves(&cx, pid).await
 }
 
