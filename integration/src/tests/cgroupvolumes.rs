@@ -12,6 +12,7 @@ use super::mounts::{PRIVATE, SHARED, SLAVE, privileged};
 use super::userns::mapped;
 use crate::cgroup::{self, Limit};
 use crate::context::{Context, Pod};
+use crate::disk::Mounted;
 use crate::expect::ensure;
 use crate::runner::{Test, test};
 use crate::shapes::ContainerExt as _;
@@ -20,6 +21,7 @@ pub(super) fn tests() -> Vec<Test> {
     vec![
         test!(hosts_cgroups_as_a_volume),
         test!(one_hierarchy_as_a_volume),
+        test!(controller_of_v1_beside_the_hosts_cgroups),
         test!(hosts_root_as_a_volume),
         test!(hosts_sys_as_a_volume),
         test!(hosts_sys_at_sys),
@@ -126,6 +128,29 @@ async fn one_hierarchy_as_a_volume(cx: Context) -> Result<()> {
     let memory = cgroup::hierarchy("memory").context("no hierarchy has memory")?.display().to_string();
     let id = plain.with_volumes("named", vec![volume(&memory, "/data/memory", true, PRIVATE)]).await?;
     sees_cgroups(&cx, &id, "/data/memory").await
+}
+
+/// Also on a host of v2, somebody may have mounted a controller of v1.
+async fn controller_of_v1_beside_the_hosts_cgroups(cx: Context) -> Result<()> {
+    let folder = cx.volume("classes")?;
+    let place = folder.join("net_cls");
+    let mounted = match Mounted::v1("net_cls", &place) {
+        Ok(mounted) => mounted,
+        Err(e) => {
+            println!("      {}: not checked: {e:#}", cx.name);
+            return Ok(());
+        }
+    };
+    let plain = Plain::start(&cx, cx.pod().await?).await?;
+    let folder = folder.display().to_string();
+    for (name, propagation) in [("private", PRIVATE), ("slave", SLAVE)] {
+        let id = plain.with_volumes(name, vec![volume(&folder, "/data", false, propagation)]).await?;
+        cx.prints(&id, "awk '$2 == \"/data/net_cls\" { print $3 }' /proc/mounts", "cgroup").await?;
+        let made = fs::read_dir(&place)?.flatten().find(|entry| entry.file_type().is_ok_and(|t| t.is_dir()));
+        ensure!(made.is_none(), "{name}: there is {made:?} in the hierarchy");
+    }
+    drop(mounted);
+    Ok(())
 }
 
 async fn hosts_root_as_a_volume(cx: Context) -> Result<()> {
