@@ -16,7 +16,7 @@ use crate::cgroup::{self, SHIMS};
 use crate::machine::Machine;
 use crate::node::{DEFAULT_PARENTS, Node};
 use crate::shapes::CGROUP_PARENT;
-use crate::{proc, wait};
+use crate::{made, proc, wait};
 
 /// Time limit for leftovers to disappear: the kernel removes some objects late.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -127,7 +127,7 @@ impl Census {
         }
     }
 
-    /// The cgroups of pods, containers and shims.
+    /// The cgroups of pods, containers and shims, and any that libcontainer has made.
     fn cgroups(&mut self) {
         if cgroup::hierarchies().is_empty() {
             self.add(UNREADABLE, "cgroups: no hierarchy is mounted");
@@ -196,13 +196,18 @@ impl Census {
     }
 }
 
-/// Whether it is a cgroup that must be gone after a test: one of copepod's, or one below kubelet's of all pods.
+/// Begin of the names of cgroups that libcontainer makes by itself, anywhere. It should make none.
+const OF_LIBCONTAINER: &str = "/:youki:";
+
+/// Whether it is a cgroup that must be gone after a test: one of copepod's, one below kubelet's of all pods, or one
+/// anywhere that has the id of a pod or container of the tests.
 fn ours(path: &str) -> bool {
-    [CGROUP_PARENT.as_str(), SHIMS, "/kubepods", "/kubepods.slice"]
+    let below_a_parent = [CGROUP_PARENT.as_str(), SHIMS, "/kubepods", "/kubepods.slice"]
         .iter()
         .chain(&DEFAULT_PARENTS)
         .any(|top| path.strip_prefix(top).is_some_and(|rest| rest.starts_with('/')))
-        && !is_pod_parent(path)
+        && !is_pod_parent(path);
+    below_a_parent || path.contains(OF_LIBCONTAINER) || made::is_named_in(path)
 }
 
 /// Whether it is a pod's cgroup. kubelet creates and removes it, not copepod; here it is removed at the end of the run.
@@ -294,6 +299,8 @@ mod tests {
             format!("{}/abc/def", DEFAULT_PARENTS[1]),
             "/kubepods/burstable/pod1".to_owned(),
             "/kubepods.slice/kubepods-podx.slice".to_owned(),
+            "/:youki:abc".to_owned(),
+            "/system.slice/:youki:abc/x".to_owned(),
         ] {
             assert!(ours(&path), "{path}");
         }

@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use crate::expect::ensure;
-use crate::wait;
+use crate::{made, wait};
 
 /// Time limit of a call unless a test sets another; kubelet's is 2 minutes.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -109,7 +109,7 @@ impl Cri {
     pub(crate) async fn run_pod(&self, config: &api::PodSandboxConfig) -> Answer<String> {
         let request =
             api::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-        call!(self.runtime, run_pod_sandbox, request).map(|r| r.pod_sandbox_id)
+        call!(self.runtime, run_pod_sandbox, request).map(|r| r.pod_sandbox_id).inspect(|id| made::add(id))
     }
 
     /// StopPodSandbox.
@@ -160,7 +160,7 @@ impl Cri {
             config: Some(config.clone()),
             sandbox_config: Some(sandbox.clone()),
         };
-        call!(self.runtime, create_container, request).map(|r| r.container_id)
+        call!(self.runtime, create_container, request).map(|r| r.container_id).inspect(|id| made::add(id))
     }
 
     /// StartContainer.

@@ -130,6 +130,14 @@ impl Mounted {
         Ok(Self(at.to_owned()))
     }
 
+    /// The hierarchy of a cgroup v1 controller. It fails if the controller is in another hierarchy, or not in the kernel.
+    pub(crate) fn v1(controller: &str, at: &Path) -> Result<Self> {
+        fs::create_dir_all(at)?;
+        mount(Some("cgroup"), at, Some("cgroup"), MsFlags::empty(), Some(controller))
+            .with_context(|| format!("mount the hierarchy of {controller} at {}", at.display()))?;
+        Ok(Self(at.to_owned()))
+    }
+
     /// A bind mount of a file or folder.
     pub(crate) fn bind(from: &Path, at: &Path) -> Result<Self> {
         mount(Some(from), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)

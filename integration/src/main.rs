@@ -33,6 +33,7 @@ mod isolation;
 mod kubectl_test;
 mod logfile;
 mod machine;
+mod made;
 mod metrics;
 mod node;
 mod node_test;

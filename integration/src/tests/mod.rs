@@ -6,6 +6,7 @@ mod apparmor;
 mod archives;
 mod badimage;
 mod badinput;
+mod cgroupvolumes;
 mod configuration;
 mod confinement;
 mod container;
@@ -102,6 +103,7 @@ pub(crate) fn all() -> Vec<Test> {
         intruders::tests(),
         same_as_runc::tests(),
         leaf::tests(),
+        cgroupvolumes::tests(),
         mounts::tests(),
         mountflags::tests(),
         imagevolume::tests(),

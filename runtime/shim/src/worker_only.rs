@@ -39,4 +39,6 @@ pub(crate) struct WorkerOnly {
     pub(crate) create_pipe_read: OwnedFd,
     /// Open because libcontainer's configuration names them by their numbers.
     pub(crate) _holders: Holders,
+    /// The mount namespace that init enters; open for the same reason.
+    pub(crate) _mounts: OwnedFd,
 }

@@ -46,6 +46,10 @@ const TESTS: &[(&str, fn())] = &[
     ("privileged_mounts_are_as_planned", mounts_are_as_planned),
     ("privileged_init_has_no_descriptors_of_the_worker", init_has_no_descriptors_of_the_worker),
     ("privileged_cgroups_are_joined_and_shown", cgroups_are_joined_and_shown),
+    (
+        "privileged_init_stays_in_its_cgroups_whatever_volumes_show",
+        init_stays_in_its_cgroups_whatever_volumes_show,
+    ),
     ("privileged_a_unified_plan_shows_cgroup2", a_unified_plan_shows_cgroup2),
     ("privileged_a_terminal_is_the_containers_own", a_terminal_is_the_containers_own),
     ("privileged_a_failure_names_its_step_and_leaves_nothing", a_failure_names_its_step_and_leaves_nothing),
@@ -271,6 +275,21 @@ fn cgroups_are_joined_and_shown() {
     }
     has("freezer\nmemory\npids\nsystemd\n1\n");
     assert_eq!(out.output.matches("Read-only file system").count(), 2, "{}", out.output);
+}
+
+/// libcontainer would make cgroups of its own in hierarchies that it finds mounted.
+fn init_stays_in_its_cgroups_whatever_volumes_show() {
+    let pod = Pod::new();
+    // The plan has no cgroups, so these are the worker's.
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+    for propagation in [Propagation::Private, Propagation::HostToContainer, Propagation::Bidirectional] {
+        let mut plan = pod.plan("cat /proc/self/cgroup");
+        let mut volume = bind("/sys/fs/cgroup", "/host", propagation);
+        volume.readonly = propagation == Propagation::Private;
+        volume.recursive = volume.readonly;
+        plan.mounts.push(volume);
+        assert_eq!(pod.run(plan).output, own, "{propagation:?}");
+    }
 }
 
 /// On a v2 host, or on the v2 hierarchy that a hybrid one has beside the others.

@@ -48,11 +48,29 @@ pub fn unshare_mount() -> io::Result<()> {
 /// EPERM without the capabilities of the host's root; EINVAL with more than one thread, if `users` is the caller's, or
 /// before Linux 5.8; ENOSPC; /proc must be mounted.
 pub fn locked_copy(process: BorrowedFd<'_>, users: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    copy_into(users, || {
+        move_into_thread_name_spaces(process, ThreadNameSpaceType::MOUNT)?;
+        unshare_mount()
+    })
+}
+
+/// Makes a copy of the mount namespace `mounts`, which belongs to the caller's user namespace. `users` owns the copy, so
+/// a process with all capabilities in `users` alone can enter it and mount there. The mounts that it has are locked, as
+/// by [`locked_copy`]. The caller ends in both, with all capabilities in `users` and none outside.
+///
+/// # Errors
+/// EPERM without the capabilities of the host's root; EINVAL with more than one thread, or if `users` is the caller's;
+/// ENOSPC; /proc must be mounted.
+pub fn owned_copy(mounts: BorrowedFd<'_>, users: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    copy_into(users, || enter_mount(mounts))
+}
+
+/// Enters a mount namespace by `enter`, then the user namespace `users`, and copies the mount namespace there.
+fn copy_into(users: BorrowedFd<'_>, enter: impl FnOnce() -> io::Result<()>) -> io::Result<OwnedFd> {
     // Opened first: in the other mount namespace, /proc is not to be trusted.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let own = openat(CWD, "/proc/self/ns", flags, Mode::empty())?;
-    move_into_thread_name_spaces(process, ThreadNameSpaceType::MOUNT)?;
-    unshare_mount()?;
+    enter()?;
     move_into_link_name_space(users, Some(LinkNameSpaceType::User))?;
     unshare_mount()?;
     Ok(openat(&own, "mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)

@@ -1,6 +1,6 @@
 //! Creates a container with libcontainer, from a minimal configuration.
 
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
@@ -23,18 +23,25 @@ pub(crate) struct NoHolder {
 }
 
 /// The minimal configuration for libcontainer. The worker does everything else before, and init in the Executor. The
-/// configuration names descriptors of `holders` by number, so they must stay open until init exists.
+/// configuration names descriptors of `holders` and `mounts` by number, so they must stay open until init exists.
+/// `mounts`: the mount namespace with the container's mounts, which init enters after libcontainer's cgroup step.
 ///
 /// # Errors
 /// The plan joins a namespace of a process that is not running.
-pub(crate) fn spec(plan: &ContainerPlan, holders: &Holders) -> Result<Value, NoHolder> {
-    let mut namespaces = vec![json!({"type": "mount"})];
+pub(crate) fn spec(
+    plan: &ContainerPlan,
+    holders: &Holders,
+    mounts: BorrowedFd<'_>,
+) -> Result<Value, NoHolder> {
+    let named =
+        |kind, fd: BorrowedFd<'_>| json!({"type": kind, "path": format!("/proc/self/fd/{}", fd.as_raw_fd())});
+    let mut namespaces = vec![named("mount", mounts)];
     let sources = &plan.namespaces;
     if sources.user.is_some() {
         let (kind, from) = ("user", "pause");
         let users =
             holders.pause.as_ref().and_then(|pause| pause.get(kind)).ok_or(NoHolder { kind, from })?;
-        namespaces.push(json!({"type": kind, "path": format!("/proc/self/fd/{}", users.as_raw_fd())}));
+        namespaces.push(named(kind, users));
     }
     for (kind, file, source) in [
         ("network", "net", &sources.network),
@@ -53,7 +60,7 @@ pub(crate) fn spec(plan: &ContainerPlan, holders: &Holders) -> Result<Value, NoH
         };
         // If pause has no namespace of this kind, it shares the shim's, and so does the container.
         if let Some(fd) = holder.as_ref().ok_or(NoHolder { kind, from })?.get(file) {
-            namespaces.push(json!({"type": kind, "path": format!("/proc/self/fd/{}", fd.as_raw_fd())}));
+            namespaces.push(named(kind, fd));
         }
     }
     if sources.cgroup {
@@ -97,6 +104,7 @@ fn nix_pid(pid: impl Into<i32>) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd as _;
     use sys::namespace::Namespaces;
 
     fn plan(namespaces: wire::NamespacePlan) -> ContainerPlan {
@@ -117,13 +125,18 @@ mod tests {
         };
         // This process's namespaces are the caller's own: the network is not named.
         let own = Namespaces::of(std::process::id()).unwrap();
-        let spec = spec(&plan(wanted.clone()), &Holders { pause: Some(own), target: None }).unwrap();
-        assert_eq!(spec["linux"]["namespaces"], json!([{"type": "mount"}, {"type": "pid"}]));
-        assert!(super::spec(&plan(wanted), &Holders::default()).is_err());
+        let mounts = sys::namespace::own_mount().unwrap();
+        let spec = |wanted: wire::NamespacePlan, holders: Holders| {
+            super::spec(&plan(wanted), &holders, mounts.as_fd())
+        };
+        let made = spec(wanted.clone(), Holders { pause: Some(own), target: None }).unwrap();
+        let path = format!("/proc/self/fd/{}", mounts.as_raw_fd());
+        assert_eq!(made["linux"]["namespaces"], json!([{"type": "mount", "path": path}, {"type": "pid"}]));
+        assert!(spec(wanted, Holders::default()).is_err());
         // Without the user namespace that it asks for, the container would be root of the host.
         let mapping = model::UserMapping { uid: 100_000, gid: 100_000, length: 65_536 };
         let wanted = wire::NamespacePlan { user: Some(mapping), ..wire::NamespacePlan::default() };
         let own = Namespaces::of(std::process::id()).unwrap();
-        assert!(super::spec(&plan(wanted), &Holders { pause: Some(own), target: None }).is_err());
+        assert!(spec(wanted, Holders { pause: Some(own), target: None }).is_err());
     }
 }

@@ -2,8 +2,8 @@
 //! CAP_SYS_ADMIN: unmount a volume or a mask, or make something writable that is read-only.
 //!
 //! The kernel locks mounts when their namespace is copied into another user namespace. That has locked what the worker
-//! has attached when libcontainer gave init its mount namespace, but not what init has attached itself. Only a process in
-//! the host's user namespace can have everything locked, so the worker forks one:
+//! has attached, in the copy that init enters ([`copy_for`]), but not what init has attached itself. Only a process in the
+//! host's user namespace can have everything locked, so the worker forks one:
 //!
 //! ```text
 //! init, in the container's user namespace         this process, in the host's
@@ -44,15 +44,38 @@ impl Locked {
         let enter = || {
             let own = sys::pidfd::open(std::process::id())?;
             sys::scm::send_with_fds(self.0.as_fd(), b"\n", &[own.as_fd()])?;
-            let (mut text, mut copy) = ([0; MAX_TEXT], None);
-            let length = sys::scm::recv_with_fds(self.0.as_fd(), &mut text, |fd| copy = Some(fd))?;
-            match (copy, text.get(..length).unwrap_or_default()) {
-                (Some(copy), _) => sys::namespace::enter_mount(copy.as_fd()),
-                (None, []) => Err(io::Error::other("the process that makes them has ended")),
-                (None, text) => Err(io::Error::other(String::from_utf8_lossy(text).into_owned())),
-            }
+            sys::namespace::enter_mount(receive(self.0.as_fd())?.as_fd())
         };
         enter().map_err(internal(STAGE, "a copy of the mount namespace"))
+    }
+}
+
+/// A copy of the worker's mount namespace `mounts` that belongs to the container's user namespace; init could not enter
+/// another one. All mounts in it are locked. The process that makes it ends at once, or with the worker; the shim reaps
+/// it.
+pub(super) fn copy_for(users: Users<'_>, mounts: BorrowedFd<'_>) -> Step<OwnedFd> {
+    let copy = || {
+        let (ours, theirs) = sys::scm::packet_pair()?;
+        let keep = [theirs.as_fd(), users.namespace(), mounts];
+        sys::fork::worker(&keep, |fds| {
+            let [socket, users, mounts] = fds.as_slice() else { return 1 };
+            let copy = sys::namespace::owned_copy(mounts.as_fd(), users.as_fd());
+            i32::from(answer(socket.as_fd(), copy).is_err())
+        })?;
+        drop(theirs);
+        receive(ours.as_fd())
+    };
+    copy().map_err(internal(STAGE, "a copy for the container's user namespace"))
+}
+
+/// Receives what [`answer`] sends.
+fn receive(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let (mut text, mut copy) = ([0; MAX_TEXT], None);
+    let length = sys::scm::recv_with_fds(socket, &mut text, |fd| copy = Some(fd))?;
+    match (copy, text.get(..length).unwrap_or_default()) {
+        (Some(copy), _) => Ok(copy),
+        (None, []) => Err(io::Error::other("the process that makes it has ended")),
+        (None, text) => Err(io::Error::other(String::from_utf8_lossy(text).into_owned())),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Creates a container in a forked process: hangs, leaks and panics are limited to that process.
 
+mod bare;
 mod container;
 mod dev;
 mod early;
@@ -22,10 +23,8 @@ mod volumes;
 
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
 
 use causes::with_causes;
-use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, Reply};
 
 use executor::{Init, InitData, TITLE};
@@ -39,23 +38,6 @@ use users::Users;
 use crate::process::OfHost;
 use crate::worker_only::{Holders, Receiver, WorkerOnly};
 use crate::{bundle, process, user};
-
-/// Names that libcgroups expects below a v1 /sys/fs/cgroup.
-const HIERARCHIES: [&str; 13] = [
-    "systemd",
-    "cpu",
-    "cpuacct",
-    "cpuset",
-    "memory",
-    "devices",
-    "blkio",
-    "pids",
-    "freezer",
-    "net_cls",
-    "net_prio",
-    "hugetlb",
-    "perf_event",
-];
 
 /// The source of stdio.
 #[derive(Debug)]
@@ -108,7 +90,6 @@ pub(crate) fn create(input: CreateInput, receiver: Box<dyn Receiver>) -> i32 {
 fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Step<Reply> {
     let CreateInput { plan, kubelet_mntns, cgroups, stdio, start_pipe, holders } = input;
     let id = plan.id.clone();
-    let spec = container::spec(&plan, &holders).map_err(|e| invalid("namespaces", e))?;
     let split = placement::split(&plan)?;
     let users = Users::of(&plan, &holders)?;
     let locked = users.map(Locked::fork).transpose()?;
@@ -126,7 +107,6 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
 
     // In a copy of the pod's namespace: attach the clones.
     sys::namespace::enter_mount(pod.as_fd()).map_err(internal("namespaces", "pod's mount namespace"))?;
-    drop(pod);
     sys::namespace::unshare_mount().map_err(internal("namespaces", "a mount namespace for the container"))?;
     let own = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
     let at = bundle::rootfs(&id);
@@ -153,11 +133,25 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     })?;
     mounts::clone_here(&mut late, &images)?;
     images.detach()?;
-    drop((table, own, root));
+    // libcontainer uses the scratch root by path, as root of the host.
+    scratch.check(&at)?;
+    drop((table, root, scratch));
+    // Init must not keep the worker's namespace: with a user namespace it enters a copy.
+    let mounts = match users {
+        Some(users) => {
+            let copy = locked::copy_for(users, own.as_fd())?;
+            drop(own);
+            copy
+        }
+        None => own,
+    };
 
+    // In another copy of the pod's namespace: libcontainer's part, until init enters the container's.
+    bare::enter(pod.as_fd())?;
+    drop(pod);
+    let spec = container::spec(&plan, &holders, mounts.as_fd()).map_err(|e| invalid("namespaces", e))?;
     let mut process = plan.process.clone();
     process.set_home(&found.home);
-    hide_cgroups()?;
     let config = bundle::bundle(&id).join("config.json");
     fs::write(&config, spec.to_string()).map_err(internal("bundle", config.display()))?;
 
@@ -184,9 +178,6 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
         }
     };
     drop((cgroups, kubelet_mntns));
-    // libcontainer uses the scratch root by path, as root of the host.
-    scratch.check(&at)?;
-    drop(scratch);
     let (create_pipe_read, create_pipe) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| internal("process", "pipe")(e.into()))?;
 
@@ -194,7 +185,7 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     let Some(taken) = receiver.take() else {
         return Err(invalid("process", "the worker has no socket for its result"));
     };
-    let worker = WorkerOnly { receiver: taken, create_pipe_read, _holders: holders };
+    let worker = WorkerOnly { receiver: taken, create_pipe_read, _holders: holders, _mounts: mounts };
     let user = found.user.clone();
     let init = Init::new(InitData { late, create_pipe, process, host_proc, user, start_pipe, worker });
     let built = container::build(&id, init.clone());
@@ -224,22 +215,4 @@ fn unknown_user(error: &user::UserError) -> Failure {
             errno: source.raw_os_error().unwrap_or(0),
         },
     }
-}
-
-/// Hides the cgroups from libcontainer, so that it leaves them alone: the daemon has created and limited them, and the
-/// worker has joined them.
-fn hide_cgroups() -> Step<()> {
-    let path = Path::new("/sys/fs/cgroup");
-    let stage = "hiding cgroups";
-    // EINVAL: nothing is mounted there.
-    match mount::detach(path) {
-        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {}
-        other => other.map_err(internal(stage, path.display()))?,
-    }
-    let tmpfs = mount::tmpfs(0o755, 1 << 20, Attributes::default()).map_err(internal(stage, "tmpfs"))?;
-    for name in HIERARCHIES {
-        rustix::fs::mkdirat(&tmpfs, name, rustix::fs::Mode::from_raw_mode(0o755))
-            .map_err(|e| internal(stage, name)(e.into()))?;
-    }
-    mount::attach_at(tmpfs.as_fd(), path).map_err(internal(stage, path.display()))
 }

@@ -1,7 +1,7 @@
 //! Sorts the mounts of the plan: who attaches a mount, when, and in which mount namespace.
 //!
 //! ```text
-//!                 worker, in            worker, in its own copy        init, in its copy of that,
+//!                 worker, in            worker, in a copy              init, in that copy,
 //!                 kubelet's namespace   of the pod's namespace         after libcontainer's part (`late`)
 //! Place::Early    cloned                attached in the root
 //! Place::Staged   cloned                attached in the scratch root   moved to its target in the root
