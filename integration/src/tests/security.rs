@@ -26,6 +26,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(privileged_container),
         test!(privileged_needs_a_privileged_pod),
         test!(privileged_container_is_added_to_a_running_pod),
+        test!(tun_device_needs_no_request),
         test!(no_new_privs_on_and_off),
     ]
 }
@@ -397,6 +398,18 @@ async fn privileged_container_is_added_to_a_running_pod(cx: Context) -> Result<(
         .context("files of the container that it debugs")?;
     let found = caps(&cx, &app, "CapEff", "1").await?;
     ensure!(found != host, "the other container of the pod is privileged too: {found:#x}");
+    Ok(())
+}
+
+/// VPN clients mount the host's /dev/net/tun as a volume. Here the container makes the node itself, so that the test needs
+/// no driver in the kernel: without one, the open fails with ENODEV, but the cgroup was asked before.
+async fn tun_device_needs_no_request(cx: Context) -> Result<()> {
+    let (_, c, _) = cx.sleeping(cx.pod_config()).await?;
+    for (minor, allowed) in [(200, true), (201, false)] {
+        let open = format!("mknod /tmp/{minor} c 10 {minor} && (exec 3<>/tmp/{minor}) 2>&1; true");
+        let said = cx.cri.sh(&c, &open).await?;
+        ensure!(said.contains("not permitted") != allowed, "open of the device 10:{minor}: {said:?}");
+    }
     Ok(())
 }
 
