@@ -128,6 +128,7 @@ impl Node {
     }
 
     /// Creates a container whose init waits for the start request; joins an equal request that is running.
+    /// `privileged`: the pod may have privileged containers now, also if it could not when it was made.
     ///
     /// # Errors
     /// NotFound (pod, image), FailedPrecondition (pod not ready), and all errors of its configuration.
@@ -135,9 +136,15 @@ impl Node {
         &self,
         pod: &str,
         config: ContainerConfig,
+        privileged: bool,
     ) -> Result<ContainerId, Error> {
         let pod = self.pod(pod)?;
         operations::about_new_container(&pod.record, &config.meta.name);
+        let privileged = privileged || pod.record.config.security.privileged;
+        spec::security::privileged(&config.security, privileged).map_err(|error| {
+            let (name, pod) = (&config.meta.name, &pod.record.config.meta);
+            Error::from(error).context(format!("container {name} of pod {}/{}", pod.namespace, pod.name))
+        })?;
         self.0.context.root.writable().await?;
         let config = Box::new(config);
         self.0.registry.call(&pod.record.id, |reply| pod::Command::Create { config, reply }).await

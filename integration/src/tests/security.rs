@@ -25,6 +25,8 @@ pub(super) fn tests() -> Vec<Test> {
         test!(ambient_capabilities).ours(),
         test!(privileged_container),
         test!(privileged_needs_a_privileged_pod),
+        test!(privileged_container_is_added_to_a_running_pod),
+        test!(tun_device_needs_no_request),
         test!(no_new_privs_on_and_off),
     ]
 }
@@ -372,6 +374,42 @@ async fn privileged_needs_a_privileged_pod(cx: Context) -> Result<()> {
         cx.create(&pod, &cx.sleeper("one").privileged()).await.is_err(),
         "a privileged container was created in a pod that is not privileged"
     );
+    Ok(())
+}
+
+/// `kubectl debug --profile=sysadmin` adds a privileged ephemeral container to a pod that runs. kubelet then says with
+/// the container that the pod is privileged, although it was made without that.
+async fn privileged_container_is_added_to_a_running_pod(cx: Context) -> Result<()> {
+    let (pod, app, _) = cx.sleeping(cx.pod_config()).await?;
+    let debugger = cx.sleeper("debugger").privileged().like(&pod.config).with(|c| {
+        let namespaces = c.security().namespace_options.get_or_insert_default();
+        namespaces.pid = api::NamespaceMode::Target.into();
+        namespaces.target_id.clone_from(&app);
+    });
+    let mut now = pod.config.clone();
+    now.linux.get_or_insert_default().security_context.get_or_insert_default().privileged = true;
+    let debugger = cx.cri.create(&pod.id, &debugger, &now).await?;
+    cx.cri.start(&debugger).await?;
+    let (found, host) = (caps(&cx, &debugger, "CapEff", "self").await?, host_caps()?);
+    ensure!(found == host, "CapEff of the debugger is {found:#x} instead of the host's {host:#x}");
+    cx.cri
+        .sh(&debugger, "ls /proc/1/root/bin/sleep")
+        .await
+        .context("files of the container that it debugs")?;
+    let found = caps(&cx, &app, "CapEff", "1").await?;
+    ensure!(found != host, "the other container of the pod is privileged too: {found:#x}");
+    Ok(())
+}
+
+/// VPN clients mount the host's /dev/net/tun as a volume. Here the container makes the node itself, so that the test needs
+/// no driver in the kernel: without one, the open fails with ENODEV, but the cgroup was asked before.
+async fn tun_device_needs_no_request(cx: Context) -> Result<()> {
+    let (_, c, _) = cx.sleeping(cx.pod_config()).await?;
+    for (minor, allowed) in [(200, true), (201, false)] {
+        let open = format!("mknod /tmp/{minor} c 10 {minor} && (exec 3<>/tmp/{minor}) 2>&1; true");
+        let said = cx.cri.sh(&c, &open).await?;
+        ensure!(said.contains("not permitted") != allowed, "open of the device 10:{minor}: {said:?}");
+    }
     Ok(())
 }
 

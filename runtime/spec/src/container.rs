@@ -106,10 +106,6 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
     } = input;
     let config = &container.config;
     let asked = &config.security;
-    if asked.privileged && !pod.config.security.privileged {
-        let field = "config.linux.security_context.privileged";
-        return Err(Error::invalid(field, "true", "must be false unless the sandbox is privileged too"));
-    }
     rootfs.readonly = asked.readonly_rootfs;
     rootfs.folders = folders(&image.volumes)?;
     let namespaces = namespaces(config, pod, cgroup.unified)?;

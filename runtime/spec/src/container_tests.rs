@@ -150,12 +150,13 @@ fn users() {
 #[test]
 fn privileged_needs_a_privileged_sandbox() {
     let mut config = ContainerConfig::default();
+    assert_eq!(security::privileged(&config.security, false), Ok(()));
     config.security.privileged = true;
     config.security.masked_paths = vec!["/proc/kcore".into()];
-    assert!(plan(config.clone()).is_err());
-    let mut sandbox = PodConfig::default();
-    sandbox.security.privileged = true;
-    let plan = plan_in(sandbox, config).unwrap();
+    let refused = security::privileged(&config.security, false).unwrap_err();
+    assert_eq!(refused.field(), "config.linux.security_context.privileged");
+    assert_eq!(security::privileged(&config.security, true), Ok(()));
+    let plan = plan(config).unwrap();
     assert!(plan.privileged && plan.masked_paths.is_empty() && plan.process.seccomp.is_none());
     assert_eq!(plan.process.caps.permitted, security::ALL);
 }

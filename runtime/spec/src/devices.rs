@@ -56,8 +56,10 @@ impl fmt::Display for DeviceRule {
     }
 }
 
-/// Character devices of every container: null, zero, full, random, urandom, tty, ptmx, and all ptys.
-const STANDARD: [(u32, Option<u32>); 8] = [
+/// Character devices that every container may use: null, zero, full, random, urandom, tty, ptmx, all ptys, and
+/// /dev/net/tun. The last has no node in a container: a pod has it as a volume of the host, because Kubernetes has no field
+/// for devices. CAP_NET_ADMIN decides what can be done with it. runc and crun allow it too.
+const STANDARD: [(u32, Option<u32>); 9] = [
     (1, Some(3)),
     (1, Some(5)),
     (1, Some(7)),
@@ -66,6 +68,7 @@ const STANDARD: [(u32, Option<u32>); 8] = [
     (5, Some(0)),
     (5, Some(2)),
     (136, None),
+    (10, Some(200)),
 ];
 /// Paths that the container's own /dev provides; never taken from the host.
 const OWN: [&str; 16] = [
@@ -204,6 +207,7 @@ mod tests {
         assert_eq!(lines[1], (true, "c *:* m".to_owned()));
         assert!(lines.contains(&(true, "c 136:* rwm".to_owned())));
         assert!(lines.contains(&(true, "c 1:3 rwm".to_owned())));
+        assert!(lines.contains(&(true, "c 10:200 rwm".to_owned())));
         assert!(!lines.iter().any(|(_, line)| line.contains("10:229") || line.contains("1:1 ")));
         assert_eq!(rules(&[], true, &[]).unwrap()[0].to_string(), "a");
         assert!(rules(&[], true, &[]).unwrap()[0].allow);

@@ -128,6 +128,19 @@ pub fn is_all(name: &str) -> bool {
     name.eq_ignore_ascii_case("ALL") || name.eq_ignore_ascii_case("CAP_ALL")
 }
 
+/// Refuses a privileged container if `sandbox` is false: whether its sandbox is for privileged containers
+/// (`LinuxSandboxSecurityContext.privileged`).
+///
+/// # Errors
+/// [`Error::Invalid`] with the container's field.
+pub fn privileged(security: &ContainerSecurity, sandbox: bool) -> Result<(), Error> {
+    if security.privileged && !sandbox {
+        let field = "config.linux.security_context.privileged";
+        return Err(Error::invalid(field, "true", "must be false unless the sandbox is privileged too"));
+    }
+    Ok(())
+}
+
 /// Computes the capability sets of a container. `host` is the daemon's bounding set, which limits all of
 /// them.
 ///

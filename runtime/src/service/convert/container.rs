@@ -7,19 +7,19 @@ use model::{ContainerConfig, ContainerMeta, ContainerPhase, ContainerRecord, Env
 /// Maximum number of volumes of a container.
 const MAX_MOUNTS: usize = 1024;
 
-/// Converts and validates a CreateContainer request. Returns the sandbox's id as given, and the
-/// configuration.
+/// Converts and validates a CreateContainer request. Returns the sandbox's id as given, the configuration, and
+/// whether the request says that the sandbox is privileged.
+///
+/// The sandbox's configuration was sent with RunPodSandbox already and is in its record; another one now cannot
+/// change a running sandbox. Only `privileged` is read here too: it is true as soon as any container of the pod is
+/// privileged, and an ephemeral container (`kubectl debug --profile=sysadmin`) is added to a pod that runs.
 pub(crate) fn container_config(
     given: cri::CreateContainerRequest,
     host: Host,
-) -> Result<(String, ContainerConfig)> {
-    let cri::CreateContainerRequest {
-        pod_sandbox_id,
-        config,
-        // The sandbox's configuration was sent with RunPodSandbox already and is in its record; another one
-        // now cannot change a running sandbox.
-        sandbox_config: _,
-    } = given;
+) -> Result<(String, ContainerConfig, bool)> {
+    let cri::CreateContainerRequest { pod_sandbox_id, config, sandbox_config } = given;
+    let sandbox = sandbox_config.and_then(|sandbox| sandbox.linux?.security_context);
+    let privileged = sandbox.is_some_and(|security| security.privileged);
     let field = Field::root("config");
     let config = config.ok_or_else(|| field.missing())?;
     let object =
@@ -28,7 +28,7 @@ pub(crate) fn container_config(
         Some(object) => refusal.about(object),
         None => refusal,
     })?;
-    Ok((pod_sandbox_id, checked))
+    Ok((pod_sandbox_id, checked, privileged))
 }
 
 #[expect(clippy::too_many_lines, reason = "one line for each field of the message")]

@@ -13,8 +13,8 @@ pub(super) async fn create(
     host: Host,
     message: cri::CreateContainerRequest,
 ) -> Result<cri::CreateContainerResponse, Failure> {
-    let (pod, config) = convert::container_config(message, host)?;
-    let id = backend.node.create_container(&pod, config).await?;
+    let (pod, config, privileged) = convert::container_config(message, host)?;
+    let id = backend.node.create_container(&pod, config, privileged).await?;
     Ok(cri::CreateContainerResponse { container_id: id.to_string() })
 }
 

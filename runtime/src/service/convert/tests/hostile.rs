@@ -44,7 +44,7 @@ proptest! {
             cri::CreateContainerRequest::decode(mangled(&container.encode_to_vec(), &edits).as_slice())
         {
             match container_config(request, GUARDED) {
-                Ok((_, config)) => drop(container_status(&container_record(config), || "/x".to_owned())),
+                Ok((_, config, _)) => drop(container_status(&container_record(config), || "/x".to_owned())),
                 Err(refusal) => texts.push(refusal.to_string()),
             }
         }

@@ -139,8 +139,8 @@ fn container_on(
         config: Some(config),
         sandbox_config: None,
     };
-    container_config(request, host).map(|(pod, config)| {
-        assert_eq!(pod, "p1");
+    container_config(request, host).map(|(pod, config, privileged)| {
+        assert_eq!((pod.as_str(), privileged), ("p1", false));
         config
     })
 }
