@@ -33,6 +33,7 @@ use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use systemd::Unusable;
 
 /// How long [`Cgroups::kill_all`] tries before it reports the remaining processes (usually in D state).
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -81,14 +82,15 @@ impl Cgroups {
     /// The same with the configured driver. Blocking, for a bounded time.
     ///
     /// # Errors
-    /// [`Error::Driver`] if systemd is wanted and cannot be used.
+    /// [`Error::Driver`] if systemd is wanted and cannot be used, or is this host's and cannot be reached.
     pub(crate) fn driven_by(self, wanted: CgroupDriver) -> Result<Self, Error> {
         let usable = || match self.version {
             // No current system needs it: kubelet starts on v1 only if it is told to, and systemd 256 and later do not boot
             // there. The controllers that systemd does not know on v1 (cpuset, freezer, hugetlb) would have to be folders
             // of ours beside its scopes.
             Version::V1 => {
-                Err("this host has cgroup v1, which copepod uses with the driver cgroupfs only".to_owned())
+                let reason = "this host has cgroup v1, which copepod uses with the driver cgroupfs only";
+                Err(Unusable::Absent(reason.to_owned()))
             }
             Version::V2 => systemd::find(),
         };
@@ -96,11 +98,15 @@ impl Cgroups {
             CgroupDriver::Cgroupfs => Driver::Cgroupfs,
             CgroupDriver::Systemd => match usable() {
                 Ok(()) => Driver::Systemd,
-                Err(reason) => return Err(Error::Driver { reason }),
+                Err(Unusable::Absent(reason) | Unusable::Unreachable(reason)) => {
+                    return Err(Error::Driver { reason });
+                }
             },
             CgroupDriver::Auto => match usable() {
                 Ok(()) => Driver::Systemd,
-                Err(reason) => {
+                // With the other driver, each pod of a kubelet that has asked before would be refused.
+                Err(Unusable::Unreachable(reason)) => return Err(Error::Driver { reason }),
+                Err(Unusable::Absent(reason)) => {
                     tracing::info!(reason, "the cgroup driver is cgroupfs");
                     Driver::Cgroupfs
                 }
