@@ -68,8 +68,8 @@ echo "affinity: $(taskset -p $$ 2>&1 | sed 's/.*: //')"
 }
 
 /// Facts by name. `leaf` is the name of the container's cgroup, which differs by nature, as do pids, memory
-/// and namespace numbers. The line of a hybrid host's unified hierarchy is skipped: copepod leaves it to the
-/// service manager.
+/// and namespace numbers. The line of a hybrid host's unified hierarchy is skipped: copepod has
+/// no leaf there.
 #[expect(clippy::too_many_lines, reason = "a list of names, and one branch for each kind of line")]
 pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
     let mut facts = BTreeMap::new();

@@ -13,7 +13,7 @@ pub enum Error {
         missing: String,
     },
     /// The configured cgroup driver cannot be used.
-    #[error("cgroup_driver = \"systemd\" cannot be used: {reason}")]
+    #[error("the cgroup driver systemd cannot be used: {reason}")]
     Driver {
         /// What is missing.
         reason: String,

@@ -53,19 +53,21 @@ pub(super) enum Failed {
     /// It says what cannot be understood.
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// A call failed. `START` is the call for the scope.
+    /// A call failed. `START` is the call for the scope; `by_bus`: the bus itself says so, not who was called.
     #[error("{name}: {text}")]
-    Refused { call: u32, name: String, text: String },
+    Refused { call: u32, by_bus: bool, name: String, text: String },
     /// The job did not make the unit.
     #[error("the result of its job is {result:?}; `journalctl -b -u {unit}` may have the reason")]
     Job { unit: String, result: String },
 }
 
 impl Failed {
-    /// Whether systemd has refused to make the scope, or failed to. Otherwise it may not even have been asked.
+    /// Whether systemd has refused to make the scope, or failed to. Otherwise it may not even have been asked: the bus itself
+    /// answers if systemd is not on it (it is executing itself again), has left it before it answered, or does not come in
+    /// time, and if it does not deliver the call (its policy, its limits).
     pub(super) fn is_systemds(&self) -> bool {
         match self {
-            Self::Refused { call, name, .. } => *call == START && !is_of_bus(name),
+            Self::Refused { call, by_bus, .. } => *call == START && !by_bus,
             Self::Job { .. } => true,
             Self::Rejected(_) | Self::Malformed(_) => false,
         }
@@ -75,12 +77,6 @@ impl Failed {
     pub(super) fn is_existing(&self) -> bool {
         matches!(self, Self::Refused { name, .. } if name == "org.freedesktop.systemd1.UnitExists")
     }
-}
-
-/// Whether it is an error with which the bus itself says that systemd is not there, or has gone before it answered.
-fn is_of_bus(name: &str) -> bool {
-    const GONE: [&str; 5] = ["NoReply", "ServiceUnknown", "NameHasNoOwner", "Disconnected", "Timeout"];
-    name.strip_prefix("org.freedesktop.DBus.Error.").is_some_and(|error| GONE.contains(&error))
 }
 
 /// What the owner of the socket does next.
@@ -194,6 +190,7 @@ impl Exchange {
                 let text = if message.signature.starts_with('s') { message.arguments().text()? } else { "" };
                 Err(Failed::Refused {
                     call: message.reply_to,
+                    by_bus: message.sender == BUS,
                     name: message.error.to_owned(),
                     text: text.to_owned(),
                 })

@@ -212,6 +212,8 @@ pub(super) struct Message<'a> {
     pub(super) member: &'a str,
     /// Name of an error; empty for none.
     pub(super) error: &'a str,
+    /// Name of the connection that sent it, which the bus fills in; empty on systemd's own socket.
+    pub(super) sender: &'a str,
     /// Signature of the body.
     pub(super) signature: &'a str,
     body: &'a [u8],
@@ -240,7 +242,7 @@ impl<'a> Message<'a> {
             _ => Kind::Other,
         };
         let body = whole.get(head..).unwrap_or_default();
-        let mut message = Self { kind, reply_to: 0, member: "", error: "", signature: "", body };
+        let mut message = Self { kind, reply_to: 0, member: "", error: "", sender: "", signature: "", body };
         let fields = whole.get(..FIXED + fields).unwrap_or_default();
         message.fields(&mut Reader { bytes: fields, at: FIXED })?;
         Ok(Some((message, whole.len())))
@@ -254,6 +256,7 @@ impl<'a> Message<'a> {
                 (3, "s") => self.member = reader.text()?,
                 (4, "s") => self.error = reader.text()?,
                 (5, "u") => self.reply_to = reader.u32()?,
+                (7, "s") => self.sender = reader.text()?,
                 (8, "g") => self.signature = reader.signature()?,
                 (_, "s" | "o") => drop(reader.text()?),
                 (_, "g") => drop(reader.signature()?),

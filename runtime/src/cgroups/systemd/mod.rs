@@ -11,35 +11,64 @@ use super::files::put;
 use super::{Error, Hierarchy, names};
 use exchange::Scope;
 use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use std::{fs, io};
+use std::{fs, io, thread};
 
 /// How long [`create`] waits for systemd. kubelet gives RunPodSandbox four minutes.
 const LIMIT: Duration = Duration::from_secs(30);
-/// How long [`find`] waits for a place in the queue of systemd's socket.
-const FIND_LIMIT: Duration = Duration::from_secs(5);
+/// How long [`find`] waits for systemd to take connections, and for how long between two attempts.
+const FIND_LIMIT: Duration = Duration::from_secs(10);
+const FIND_PAUSE: Duration = Duration::from_millis(20);
 /// Folder that systemd creates if it is the system's service manager (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
 
-/// Finds out whether process 1 is systemd and has this process's PID namespace, whose numbers it is given.
-///
-/// # Errors
 /// Why systemd cannot be asked for scopes.
-pub(super) fn find() -> Result<(), String> {
+#[derive(Debug)]
+pub(super) enum Unusable {
+    /// It is not the service manager here, or not that of our processes.
+    Absent(String),
+    /// It is, but it cannot be reached at the moment.
+    Unreachable(String),
+}
+
+/// Finds out whether process 1 is systemd and has this process's PID namespace, whose numbers it is given. Blocking, for
+/// a bounded time.
+pub(super) fn find() -> Result<(), Unusable> {
     if !Path::new(BOOTED).is_dir() {
-        return Err(format!("systemd is not this host's service manager ({BOOTED} is missing)"));
+        let reason = format!("systemd is not this host's service manager ({BOOTED} is missing)");
+        return Err(Unusable::Absent(reason));
     }
+    let is_process_1 = || fs::read("/proc/1/comm").is_ok_and(|name| name.trim_ascii_end() == b"systemd");
     let path = bus::PRIVATE;
-    let connected = bus::connect(path, Instant::now() + FIND_LIMIT);
-    let stream = connected.map_err(|error| format!("systemd's socket {path} cannot be reached: {error}"))?;
+    let stream = reach(path, FIND_LIMIT, is_process_1)?;
     match sys::peer::pid(stream.as_fd()) {
         Ok(Some(1)) => Ok(()),
-        Ok(_) => {
-            Err("systemd has another PID namespace than this daemon: it would move other processes"
-                .to_owned())
+        Ok(_) => Err(Unusable::Absent(
+            "systemd has another PID namespace than this daemon: it would move other processes".to_owned(),
+        )),
+        Err(error) => Err(Unusable::Absent(format!("peer of {path}: {error}"))),
+    }
+}
+
+/// Connects to systemd's socket. While systemd executes itself again, nobody listens there: that is waited for, since the
+/// answer decides on the driver until the daemon ends.
+fn reach(path: &str, limit: Duration, is_process_1: impl Fn() -> bool) -> Result<UnixStream, Unusable> {
+    let until = Instant::now() + limit;
+    loop {
+        let error = match bus::connect(path, until) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        let reason = format!("systemd's socket {path} cannot be reached: {error}");
+        if !is_process_1() {
+            return Err(Unusable::Absent(reason));
         }
-        Err(error) => Err(format!("peer of {path}: {error}")),
+        if Instant::now() >= until {
+            return Err(Unusable::Unreachable(reason));
+        }
+        thread::sleep(FIND_PAUSE);
     }
 }
 
@@ -77,4 +106,38 @@ fn is_in(pid: u32, path: &str) -> io::Result<bool> {
     let text = sys::proc::cgroups(pid)?;
     let text = String::from_utf8_lossy(&text);
     Ok(sys::proc::cgroup_paths(&text).any(|found| found == path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    const SHORT: Duration = Duration::from_millis(60);
+
+    #[test]
+    fn a_systemd_that_executes_itself_again_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("private");
+        let text = path.to_str().unwrap();
+        // Its socket is left, and nobody listens.
+        drop(UnixListener::bind(&path).unwrap());
+        let refused = reach(text, SHORT, || true).unwrap_err();
+        assert!(
+            matches!(&refused, Unusable::Unreachable(reason) if reason.contains("refused")),
+            "{refused:?}"
+        );
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| reach(text, Duration::from_secs(20), || true));
+            fs::remove_file(&path).unwrap();
+            let _listener = UnixListener::bind(&path).unwrap();
+            waiting.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn another_process_1_is_not_waited_for() {
+        let none = reach("/nonexistent/private", Duration::from_secs(3600), || false).unwrap_err();
+        assert!(matches!(none, Unusable::Absent(_)), "{none:?}");
+    }
 }

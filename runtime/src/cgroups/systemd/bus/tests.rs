@@ -52,6 +52,16 @@ fn exists_already() -> Vec<u8> {
     sent::message(3, "s", fields, |body| body.text("it exists"))
 }
 
+/// The bus does not deliver the call.
+fn denied() -> Vec<u8> {
+    let fields = |fields: &mut super::super::message::Writer| {
+        sent::field(fields, 4, "org.freedesktop.DBus.Error.AccessDenied");
+        sent::number(fields, 5, 3);
+        sent::field(fields, 7, "org.freedesktop.DBus");
+    };
+    sent::message(3, "s", fields, |body| body.text("rejected"))
+}
+
 /// The result with these answers of the bus and of systemd; `None` does not listen.
 fn make_with(answers: [Option<Vec<u8>>; 2], exists: &dyn Fn() -> bool) -> Result<(), Error> {
     // Where nobody listens, attempts are repeated for a third of the limit.
@@ -72,6 +82,7 @@ fn the_bus_is_asked_first_and_systemd_if_it_is_down() {
     make_with([None, Some(done("done"))], &|| false).unwrap();
     // The connection ends without an answer.
     make_with([Some(Vec::new()), Some(done("done"))], &|| false).unwrap();
+    make_with([Some(denied()), Some(done("done"))], &|| false).unwrap();
     let error = make_with([None, None], &|| false).unwrap_err();
     assert!(matches!(error, Error::Unreachable(_)));
     assert!(error.to_string().contains("bus: it cannot be reached: No such file"), "{error}");

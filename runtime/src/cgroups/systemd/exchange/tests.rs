@@ -33,10 +33,15 @@ fn job_removed(unit: &str, result: &str) -> Vec<u8> {
     })
 }
 
-/// The error of a call.
+/// The error of a call, from systemd.
 fn error(call: u32, name: &str, text: &str) -> Vec<u8> {
+    error_from(":1.0", call, name, text)
+}
+
+fn error_from(sender: &str, call: u32, name: &str, text: &str) -> Vec<u8> {
     let fields = |fields: &mut Writer| {
         super::super::message::tests::field(fields, 4, name);
+        super::super::message::tests::field(fields, 7, sender);
         super::super::message::tests::number(fields, 5, call);
     };
     sent(3, "s", fields, |body| body.text(text))
@@ -96,8 +101,13 @@ fn failures_say_whose_they_are() {
     assert_eq!(refused.to_string(), "org.freedesktop.systemd1.UnitExists: it was loaded");
     let bus = failed(&error(1, "org.freedesktop.DBus.Error.LimitsExceeded", "too many"));
     assert!(!bus.is_systemds(), "{bus}");
-    let gone = failed(&error(3, "org.freedesktop.DBus.Error.NoReply", "disconnected"));
-    assert!(!gone.is_systemds(), "{gone}");
+    // Of these names only the sender tells whether systemd has been asked.
+    for name in ["NoReply", "TimedOut", "AccessDenied", "LimitsExceeded", "Spawn.ChildExited"] {
+        let name = format!("org.freedesktop.DBus.Error.{name}");
+        let by_bus = failed(&error_from(BUS, START, &name, "not delivered"));
+        assert!(!by_bus.is_systemds(), "{by_bus}");
+        assert!(failed(&error(START, &name, "refused")).is_systemds(), "{name}");
+    }
     // The error of a call that is not ours.
     let (mut exchange, _) = authenticated(Peer::Bus);
     assert_eq!(exchange.receive(&error(9, "a.b", "c")), Ok(Next::Read));
