@@ -17,7 +17,7 @@ PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static
 # Those that making and running the guest needs beside them.
 VM_PACKAGES := debootstrap debian-archive-keyring e2fsprogs kmod qemu-system-x86 xz-utils zstd
 
-.PHONY: help deps vm-deps vm-image vm test-vm test-vm-smoke test-vm-conformance test-vm-selinux test-vm-node test-vm-guide test-vm-package build daemon shim pause deb harness grpcio clientgo test unit model kill-pulls integration fuzz test-node kubelet test-kubectl test-cluster cluster conformance critest plugins bench run lint fmt deny doc clean
+.PHONY: help deps vm-deps vm-image vm test-vm test-vm-smoke test-vm-conformance test-vm-selinux test-vm-node test-vm-guide test-vm-package build daemon shim pause deb harness layout grpcio clientgo test unit model kill-pulls integration fuzz test-node kubelet test-kubectl test-cluster cluster conformance critest plugins bench run lint fmt deny doc clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,16 @@ $(BIN):
 harness: | $(BIN) ## Build the black-box tests and the bench
 	$(BOTH) --bin integration
 	install -m 0755 $(TARGET)/release/integration $(BIN)/integration
+
+# Its own folder: everything is compiled again, because symbols belong to the profile.
+LAYOUT := $(TARGET)/layout
+
+layout: build harness clientgo grpcio ## Trace the daemon and write runtime/layout.ld, where its functions are placed (root)
+	CARGO_PROFILE_RELEASE_STRIP=none cargo build --locked --release --target-dir $(LAYOUT) -p runtime -p integration --bin copepod
+	rm -rf $(LAYOUT)/bin
+	cp -a $(BIN) $(LAYOUT)/bin
+	install -m 0755 $(LAYOUT)/release/copepod $(LAYOUT)/bin/copepod
+	$(BIN)/integration layout --bin-dir $(LAYOUT)/bin --script runtime/layout.ld
 
 # A virtual environment without its requirements file was not completed.
 GRPCIO := $(BIN)/grpcio

@@ -1,10 +1,10 @@
 //! Black-box tests of copepod: they start the built binaries, call CRI, and check the results from outside.
 //! `integration test` runs the tests, `node-test` runs the real kubelet on copepod, `kubectl-test` kubectl in a cluster of
 //! one such node, `cluster-test` a whole control plane with two of them, `conformance` runs critest, `demo` is `make run`,
-//! and `bench` measures; `vm` runs any of them in a Debian guest. All but `vm`, `package-test` and `guide-test`, which
-//! install packages on the machine itself, run in private
-//! namespaces ([`isolation`]), so that neither a failed test nor an interrupted run leaves a process, mount, interface or
-//! firewall rule behind.
+//! `bench` measures, and `layout` traces the daemon for the linker; `vm` runs any of them in a Debian guest. All but `vm`,
+//! `package-test` and `guide-test`, which install packages on the machine itself, run in private namespaces
+//! ([`isolation`]), so that neither a failed test nor an interrupted run leaves a process, mount, interface or firewall
+//! rule behind.
 
 mod bench;
 mod census;
@@ -31,6 +31,7 @@ mod http;
 mod images;
 mod isolation;
 mod kubectl_test;
+mod layout;
 mod logfile;
 mod machine;
 mod made;
@@ -170,6 +171,8 @@ enum Command {
     },
     /// Run a command in a Debian guest, or a shell.
     Vm(vm::Options),
+    /// Trace the daemon and write the linker script that places what it executes together.
+    Layout(layout::Arguments),
     /// Show one pod from image to removal.
     Demo {
         /// Directory with copepod, copepod-shim and pause.
@@ -220,6 +223,9 @@ enum Command {
         /// How many bytes.
         bytes: u64,
     },
+    /// Internal: runs a program and records which of its functions are executed.
+    #[command(hide = true)]
+    Trace(layout::trace::Arguments),
     /// Internal: PID 1 of the tests' PID namespace.
     #[command(hide = true)]
     Init {
@@ -263,6 +269,9 @@ fn run_tests(command: Command) -> Result<bool> {
     if let Command::TcpBulk { address, bytes } = command {
         return echo::bulk(address, bytes);
     }
+    if let Command::Trace(arguments) = &command {
+        return layout::trace::run(arguments);
+    }
     if let Command::Test { list: true, filter, .. } = &command {
         runner::list(tests::all(), filter.as_deref());
         return Ok(true);
@@ -303,10 +312,12 @@ fn run_tests(command: Command) -> Result<bool> {
             Command::Conformance { bin_dir, critest, seed, reports } => {
                 conformance::run(&bin_dir, &critest, seed, &reports).await
             }
+            Command::Layout(arguments) => layout::run(&arguments).await,
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,
             Command::PackageTest { .. }
             | Command::GuideTest { .. }
             | Command::Init { .. }
+            | Command::Trace(_)
             | Command::Vm(_)
             | Command::UdpEcho { .. }
             | Command::TcpEcho { .. }
