@@ -1,5 +1,6 @@
 //! The crate's error. Its variants differ in what the caller can do.
 
+use crate::space;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -113,6 +114,22 @@ pub enum Error {
         #[source]
         source: Arc<io::Error>,
     },
+    /// What it needs is used by others for too long. A retry may help.
+    #[error("{object} cannot be unpacked now: {reason}")]
+    Busy {
+        /// The layer, with its digest.
+        object: String,
+        /// What it waited for, and for how long.
+        reason: String,
+    },
+    /// The other end of an import or export sends or takes almost nothing.
+    #[error("the {who} of the archive is too slow: {detail}")]
+    Stalled {
+        /// The sender or the reader.
+        who: &'static str,
+        /// How little came in which time.
+        detail: String,
+    },
     /// No thread is free: the node is out of processes, or too many operations hang. Nothing was changed.
     #[error("image store is busy")]
     Threads {
@@ -141,18 +158,20 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// Whether the file system is out of space or inodes, or a quota is used up.
-    pub(crate) fn is_full(&self) -> bool {
-        use io::ErrorKind::{QuotaExceeded, StorageFull};
+    pub fn is_full(&self) -> bool {
         match self {
-            Self::Storage { source, .. } | Self::Layer { source, .. } => {
-                matches!(source.kind(), StorageFull | QuotaExceeded)
-            }
+            Self::Storage { source, .. } | Self::Layer { source, .. } => space::is_full(source),
             _ => false,
         }
     }
 
     pub(crate) fn corrupt(object: impl ToString, reason: impl ToString) -> Self {
         Self::Corrupt { object: object.to_string(), reason: reason.to_string() }
+    }
+
+    /// For `map_err`: adds which end of an archive is too slow.
+    pub(crate) fn stalled<D: ToString>(who: &'static str) -> impl FnOnce(D) -> Self {
+        move |detail| Self::Stalled { who, detail: detail.to_string() }
     }
 
     pub(crate) fn unsupported(object: impl ToString, reason: impl ToString) -> Self {
@@ -171,6 +190,9 @@ impl Error {
     /// For `map_err`: adds the action and the path to the error of a system call.
     pub(crate) fn storage<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
         let path = path.to_owned();
-        move |source| Self::Storage { action, path, source: Arc::new(source.into()) }
+        move |source| {
+            let source = Arc::new(space::explained(source.into(), &path));
+            Self::Storage { action, path, source }
+        }
     }
 }

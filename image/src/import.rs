@@ -7,9 +7,10 @@ use crate::lane::unpacking;
 use crate::record::Pruned;
 use crate::reference::Reference;
 use crate::spool::Spool;
+use crate::transfers::Transfer;
 use bytes::Bytes;
 use std::sync::{Arc, OnceLock, Weak};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 /// An image that was imported, under one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct Imported {
     pub id: String,
     /// Disk space of its layers and documents, in bytes.
     pub size: u64,
+    /// The id of the image that had the name before; empty if none had, or this one.
+    pub replaced: String,
 }
 
 /// How far an import is. Clones share it. It does not keep the archive's disk space.
@@ -39,7 +42,23 @@ impl ImportProgress {
 /// A place among the imports.
 #[derive(Debug, Clone)]
 pub struct ImportPlace {
-    _permit: Arc<OwnedSemaphorePermit>,
+    transfer: Arc<Transfer>,
+}
+
+impl ImportPlace {
+    /// Waits for `next`, the next part of the archive; `length` tells how many bytes it has. All waits for parts must go
+    /// through this.
+    ///
+    /// # Errors
+    /// [`Error::Stalled`] if the sender has sent less than 64 KiB in five minutes, or in two while another import waits. Only
+    /// time that is spent here counts.
+    pub async fn receive<T>(
+        &self,
+        next: impl Future<Output = T>,
+        length: impl FnOnce(&T) -> usize,
+    ) -> Result<T> {
+        self.transfer.watch(next, length).await.map_err(Error::stalled("sender"))
+    }
 }
 
 impl ImageStore {
@@ -50,8 +69,7 @@ impl ImageStore {
     /// [`Error::Cancelled`] when the store ends.
     pub async fn import_place(&self) -> Result<ImportPlace> {
         let _step = progress::enter("wait for other imports", "two imports run at once: wait, or end one");
-        let permit = self.imports.clone().acquire_owned().await.map_err(|_| Error::Cancelled)?;
-        Ok(ImportPlace { _permit: Arc::new(permit) })
+        Ok(ImportPlace { transfer: Arc::new(self.imports.enter("imports").await?) })
     }
 
     /// Stores all images of an uncompressed tar archive, which arrives in parts by `input`: an OCI image layout, or what
@@ -91,9 +109,12 @@ impl ImageStore {
         for (image, names) in named(&found, &names)? {
             for name in names {
                 let source = ArchiveSource::new(&archive, image, name.clone());
+                let before = self.resolve(&name.to_string());
                 let record = self.puller.store_from(&source).await?;
                 let (digest, id) = (source.digest().to_string(), record.id.clone());
-                imported.push(Imported { name: name.to_string(), digest, id, size: record.size });
+                let replaced = before.map(|before| before.id.clone()).filter(|before| *before != id);
+                let (name, replaced) = (name.to_string(), replaced.unwrap_or_default());
+                imported.push(Imported { name, digest, id, size: record.size, replaced });
             }
         }
         drop(place);
@@ -131,6 +152,48 @@ fn named<'a>(found: &'a [Found], names: &'a [Reference]) -> Result<Vec<(&'a Foun
                 return Err(refused(format!("it has no name for {which}: give one (--tag)")));
             }
             Ok(all)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Options;
+    use std::time::Duration;
+    use tokio::time::{Instant, sleep};
+
+    /// With a clock that jumps to the next timer.
+    #[tokio::test(start_paused = true)]
+    async fn who_sends_single_bytes_loses_the_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(Options::new(folder.path(), folder.path())).unwrap();
+        let trickle = async |place: &ImportPlace| loop {
+            let byte = sleep(Duration::from_secs(70));
+            if let Err(error) = place.receive(byte, |()| 1).await {
+                return error;
+            }
+        };
+        let (first, second) = (store.import_place().await.unwrap(), store.import_place().await.unwrap());
+        let begun = Instant::now();
+        let error = trickle(&first).await;
+        assert!(matches!(error, Error::Stalled { who: "sender", .. }), "{error}");
+        assert_eq!(begun.elapsed().as_secs(), 300);
+        // Earlier if another import waits.
+        let begun = Instant::now();
+        let third = store.import_place();
+        let error = async {
+            let error = trickle(&second).await;
+            drop(second);
+            error
+        };
+        let (third, error) = tokio::join!(third, error);
+        assert!(error.to_string().contains("while others wait"), "{error}");
+        assert!((120..300).contains(&begun.elapsed().as_secs()));
+        // One that makes progress stays, however slow it is.
+        let third = third.unwrap();
+        for _ in 0..100 {
+            third.receive(sleep(Duration::from_secs(70)), |()| 32 << 10).await.unwrap();
         }
     }
 }

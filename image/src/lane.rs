@@ -4,6 +4,7 @@
 use crate::error::{Error, Result};
 use pool::{Lane, Size};
 use std::sync::{Arc, LazyLock};
+use tokio::runtime::Handle;
 
 /// Maximum number of operations that wait for a thread.
 const WAITING: usize = 4096;
@@ -39,5 +40,59 @@ async fn on<T: Send + 'static>(lane: &Lane, work: impl FnOnce() -> Result<T> + S
         Ok(result) => result,
         Err(error) if error.is_temporary() => Err(Error::Threads { source: Arc::new(error) }),
         Err(error) => Err(Error::Panicked { source: Arc::new(error) }),
+    }
+}
+
+/// A value whose drop may block: it is dropped on a thread for such work.
+#[derive(Debug)]
+pub(crate) struct Closing<T: Send + 'static>(Option<T>);
+
+impl<T: Send> Closing<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(Some(value))
+    }
+}
+
+impl<T: Send> Drop for Closing<T> {
+    fn drop(&mut self) {
+        let value = self.0.take();
+        // Without a runtime this thread may block, or the daemon is ending. If there is no thread, the value is dropped by the
+        // task.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(unpacking(move || {
+                drop(value);
+                Ok(())
+            }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+
+    /// Tells the name of the thread that drops it.
+    struct Witness(Option<oneshot::Sender<String>>);
+
+    impl Drop for Witness {
+        fn drop(&mut self) {
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            self.0.take().map(|sender| sender.send(name));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_value_is_dropped_on_a_thread_that_may_block() {
+        let (sender, name) = oneshot::channel();
+        drop(Closing::new(Witness(Some(sender))));
+        assert_eq!(name.await.unwrap(), "cpd-unpack");
+    }
+
+    #[test]
+    fn without_a_runtime_it_is_dropped_at_once() {
+        let (sender, mut name) = oneshot::channel();
+        drop(Closing::new(Witness(Some(sender))));
+        assert!(name.try_recv().is_ok());
     }
 }

@@ -29,6 +29,7 @@ mod reference;
 mod registry;
 mod resolve;
 mod source;
+mod space;
 mod spool;
 mod store;
 mod transfers;
@@ -42,17 +43,22 @@ use reference::Reference;
 pub use registry::{InvalidProxy, Proxies};
 
 use causes::with_causes;
-use lane::blocking;
+use lane::{blocking, unpacking};
 use pull::Puller;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use store::Store;
-use tokio::sync::Semaphore;
+use transfers::Transfers;
 
 /// Maximum number of imports, and of exports, that run at once.
 const MAX_LARGE_FILES: usize = 2;
+/// An import or export whose other end sends or takes less than 64 KiB in this time is cancelled: `docker save` may be there,
+/// which begins when it has read the whole image.
+const STALL_LIMIT: Duration = Duration::from_secs(300);
+/// The same if another import or export waits for its place.
+const CROWDED_LIMIT: Duration = Duration::from_secs(120);
 
 /// How often [`ImageStore::upkeep`] looks whether layers of failed pulls must go, while there are any.
 const UPKEEP_PAUSE: Duration = Duration::from_secs(60);
@@ -136,8 +142,8 @@ pub struct ImageStore {
     store: Arc<Store>,
     puller: Arc<Puller>,
     /// Places of imports and of exports, each of which has a large file.
-    imports: Arc<Semaphore>,
-    exports: Arc<Semaphore>,
+    imports: Arc<Transfers>,
+    exports: Arc<Transfers>,
 }
 
 impl ImageStore {
@@ -149,7 +155,7 @@ impl ImageStore {
     pub fn open(options: Options) -> Result<Self, Error> {
         let store = Arc::new(Store::open(&options.root, &options.pinned, &options.boot_id)?);
         let puller = Arc::new(Puller::new(Arc::new(options), store.clone()));
-        let places = || Arc::new(Semaphore::new(MAX_LARGE_FILES));
+        let places = || Arc::new(Transfers::new(MAX_LARGE_FILES, CROWDED_LIMIT, STALL_LIMIT));
         Ok(Self { store, puller, imports: places(), exports: places() })
     }
 
@@ -254,7 +260,18 @@ impl ImageStore {
         let _step =
             progress::enter("delete the image's layers", "the disk of the image store is slow or hangs");
         let (store, name) = (self.store.clone(), name.to_owned());
-        blocking(move || store.remove(&name)).await
+        let Some(removed) = blocking(move || store.remove(&name)).await? else { return Ok(()) };
+        let store = self.store.clone();
+        // Not on the store's lane, where removals that wait would delay leases.
+        let waited = unpacking(move || {
+            store.wait_for_space(removed);
+            Ok(())
+        });
+        match waited.await {
+            // The image is removed all the same.
+            Err(Error::Threads { .. }) => Ok(()),
+            waited => waited,
+        }
     }
 
     /// Leases the layers of the image with this id to `owner`: they stay on disk until `release`, even if the image is

@@ -2,18 +2,13 @@
 //! deletes it with its last descriptor, whatever ends this process. Blocks.
 
 use crate::error::{Error, Result};
+use crate::space::{Reserve, Watch};
 use bytes::{Bytes, BytesMut};
 use rustix::fs::{self, Mode, OFlags};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-
-/// Of its disk this much stays free, in bytes, or the share [`RESERVED_PART`] of a smaller one: containers write there too.
-const RESERVED: u64 = 256 << 20;
-const RESERVED_PART: u64 = 20;
-/// The free space is looked up again after so many written bytes.
-const CHECKED: u64 = 16 << 20;
 
 /// The file. Only one owner can append.
 #[derive(Debug)]
@@ -23,8 +18,7 @@ pub(crate) struct Spool {
     path: PathBuf,
     length: u64,
     limit: u64,
-    /// The length at which the free space is looked up again.
-    check_at: u64,
+    space: Watch,
 }
 
 impl Spool {
@@ -35,7 +29,7 @@ impl Spool {
             fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(Error::storage("create", &path))?;
         // What a crash in between leaves, the next start deletes from this folder.
         std::fs::remove_file(&path).map_err(Error::storage("unlink", &path))?;
-        Ok(Self { file: file.into(), path, length: 0, limit, check_at: 0 })
+        Ok(Self { file: file.into(), path, length: 0, limit, space: Watch::new(Reserve::OF_SPOOLS) })
     }
 
     /// Number of bytes.
@@ -58,24 +52,9 @@ impl Spool {
                 unit: "bytes",
             });
         }
-        if length > self.check_at {
-            self.ensure_space()?;
-            self.check_at = length + CHECKED;
-        }
+        self.space.before(bytes.len() as u64, &self.file).map_err(Error::storage("write", &self.path))?;
         self.file.write_all_at(bytes, self.length).map_err(Error::storage("write", &self.path))?;
         self.length = length;
-        Ok(())
-    }
-
-    fn ensure_space(&self) -> Result<()> {
-        let facts = fs::fstatvfs(&self.file).map_err(Error::storage("stat", &self.path))?;
-        let (free, all) = (facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize);
-        let reserved = RESERVED.min(all / RESERVED_PART);
-        if free < reserved + CHECKED.min(all / RESERVED_PART) {
-            let text = format!("{} MiB must stay free: remove or prune images first", reserved >> 20);
-            let full = io::Error::new(io::ErrorKind::StorageFull, text);
-            return Err(Error::storage("write", &self.path)(full));
-        }
         Ok(())
     }
 

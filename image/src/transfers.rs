@@ -1,4 +1,4 @@
-//! Limits the number of layers that are transferred at once, per registry and on the whole node.
+//! Limits the number of layers that are transferred at once, per registry and on the whole node, and that of archives.
 //!
 //! A transfer uses two threads and a decoder's memory from its first byte to its last, so the number of transfers is
 //! limited. A stalled registry can only use up its own share. If a transfer waits because all places are taken, the
@@ -8,6 +8,7 @@
 
 use crate::error::{Error, Result};
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -140,13 +141,29 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// Waits for `next`, the next bytes from the network; `length` tells their number. Fails if the transfer has been idle
-    /// for too long.
+    /// Waits for `next`, the next bytes from the network; `length` tells their number.
+    ///
+    /// # Errors
+    /// Its own, and [`Error::Unavailable`] if the transfer has been idle for too long.
     pub(crate) async fn next<T>(
         &self,
         next: impl Future<Output = Result<T>>,
         length: impl FnOnce(&T) -> usize,
     ) -> Result<T> {
+        let length = |result: &Result<T>| result.as_ref().map_or(0, length);
+        self.watch(next, length).await.unwrap_or_else(|stalled| {
+            let reference = self.running.registry.clone();
+            Err(Error::Unavailable { reference, detail: stalled.to_string() })
+        })
+    }
+
+    /// Waits until the other end has sent or taken the next bytes; `length` tells their number. Fails if the transfer has
+    /// been idle for too long.
+    pub(crate) async fn watch<T>(
+        &self,
+        next: impl Future<Output = T>,
+        length: impl FnOnce(&T) -> usize,
+    ) -> Result<T, Stalled> {
         let stalled_at = {
             let mut progress = lock(&self.running.progress);
             progress.waits = true;
@@ -154,26 +171,39 @@ impl Transfer {
             progress.at += not_waited;
             progress.at + self.transfers.stall_limit
         };
-        let failed = |limit: Duration, when: &str| {
-            let detail = format!("almost no data received for {} s{when}", limit.as_secs_f32());
-            Err(Error::Unavailable { reference: self.running.registry.clone(), detail })
-        };
         let result = tokio::select! {
             biased;
             result = next => result,
             () = self.running.cancel.notified() => {
-                return failed(self.transfers.idle_limit, " while other layers wait");
+                return Err(Stalled { limit: self.transfers.idle_limit, others_wait: true });
             }
-            () = sleep_until(stalled_at) => return failed(self.transfers.stall_limit, ""),
+            () = sleep_until(stalled_at) => {
+                return Err(Stalled { limit: self.transfers.stall_limit, others_wait: false });
+            }
         };
         let mut progress = lock(&self.running.progress);
         (progress.waits, progress.stopped_waiting) = (false, Instant::now());
-        progress.bytes += result.as_ref().map_or(0, |value| length(value) as u64);
+        progress.bytes += length(&result) as u64;
         if progress.bytes >= PROGRESS_BYTES {
             (progress.at, progress.bytes) = (Instant::now(), 0);
         }
         drop(progress);
-        result
+        Ok(result)
+    }
+}
+
+/// A transfer was given up, because it made no progress.
+#[derive(Debug)]
+pub(crate) struct Stalled {
+    /// For how long.
+    limit: Duration,
+    others_wait: bool,
+}
+
+impl fmt::Display for Stalled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "less than {} KiB in {} s", PROGRESS_BYTES >> 10, self.limit.as_secs_f32())?;
+        f.write_str(if self.others_wait { " while others wait for its place" } else { "" })
     }
 }
 

@@ -36,6 +36,13 @@ async fn bearer_token_authentication() {
         node.store.remove(&name).await.unwrap();
     }
     node.assert_empty().await;
+    // The token server has moved, on the same host.
+    for auth in [user(), Auth { identity_token: "idtoken".into(), ..Auth::default() }] {
+        registry.fault("/token", 1, Fault::Redirect("/token?moved".to_owned()));
+        node.store.pull(&name, Some(auth)).await.unwrap();
+        node.store.remove(&name).await.unwrap();
+    }
+    assert_eq!((registry.requests_by("GET", "?moved"), registry.requests_by("POST", "?moved")), (1, 1));
     let shared = registry.shared.lock().unwrap();
     assert!(
         shared.log.iter().any(|(_, path, ..)| path.contains("scope=repository%3Aa%2Fb%3Apull&service=test"))

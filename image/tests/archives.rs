@@ -55,6 +55,16 @@ async fn an_import_is_what_a_pull_is() {
 }
 
 #[tokio::test]
+async fn a_name_that_moves_to_another_image_is_told() {
+    let node = Node::new();
+    let (old, new) = (two_layers(), build(&[(tar(&[("new", b"")]), Codec::Gzip)], ""));
+    for (image, replaced) in [(&old, ""), (&old, ""), (&new, old.config.as_str())] {
+        let imported = import(&node.store, &one(image, "a:1"), &[]).await.unwrap();
+        assert_eq!((&imported[0].id, imported[0].replaced.as_str()), (&image.config, replaced));
+    }
+}
+
+#[tokio::test]
 async fn an_index_has_one_image_for_this_node() {
     let node = Node::new();
     let (ours, other) = (build(&[(tar(&[("ours", b"")]), Codec::Gzip)], ""), two_layers());

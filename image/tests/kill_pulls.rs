@@ -7,6 +7,7 @@
 mod common;
 
 use common::{Built, Codec, Fault, Faulty, NOTHING, Node, build, noise, tar};
+use fastrand::Rng;
 use image::{ImageRecord, ImageStore};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
@@ -39,18 +40,6 @@ fn main() {
         return;
     }
     runtime.block_on(kill_pulls());
-}
-
-/// A simple random generator, so that every run draws the same numbers.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit.max(1)
-    }
 }
 
 /// The images by name, and the files of each layer, by the name of its folder.
@@ -128,20 +117,17 @@ async fn work(folder: &Path, address: &str, seed: u64) {
     let workers = (0..WORKERS).map(|worker| {
         let (store, address) = (store.clone(), address.to_owned());
         tokio::spawn(async move {
-            let mut random = Random(seed * WORKERS + worker + 1);
-            for _ in 0..5 {
-                random.below(1);
-            }
+            let mut random = Rng::with_seed(seed * WORKERS + worker);
             for step in 0..STEPS {
-                let name = format!("{address}/team/{}:v", random.below(6));
-                if random.below(4) == 0 {
+                let name = format!("{address}/team/{}:v", random.u8(..6));
+                if random.u8(..4) == 0 {
                     store.remove(&name).await.unwrap();
                     continue;
                 }
                 let record = store.pull(&name, None).await.unwrap();
                 let owner = format!("owner-{seed}-{worker}-{step}");
                 // Another worker may have removed the image.
-                if store.lease_for(&record.id, &owner).await.is_ok() && random.below(2) == 0 {
+                if store.lease_for(&record.id, &owner).await.is_ok() && random.bool() {
                     store.release(&owner).await.unwrap();
                 }
             }
@@ -166,14 +152,15 @@ async fn kill_pulls() {
         registry.push(&format!("team/{n}"), "v", image);
     }
     let folder = tempfile::tempdir().unwrap();
-    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    // Every run draws the same numbers.
+    let mut random = Rng::with_seed(1);
     let (mut longest, mut unfinished, mut reused, mut complete) = (Duration::from_millis(300), 0, 0, 0);
     for round in 0..kills {
         // So that most kills meet a transfer.
         registry.fault("/blobs/", usize::MAX, Fault::Slow(1));
         let begun = Instant::now();
         let mut child = start(folder.path(), &registry.address, u64::from(round));
-        let moment = Duration::from_micros(random.below(u64::try_from(longest.as_micros()).unwrap()));
+        let moment = Duration::from_micros(random.u64(..u64::try_from(longest.as_micros()).unwrap()));
         // Every fourth one may be killed while it opens the store.
         if round % 4 != 0 {
             let mut line = String::new();
@@ -213,7 +200,7 @@ async fn check(
     folder: &Path,
     registry: &Faulty,
     source: &Source,
-    random: &mut Random,
+    random: &mut Rng,
 ) -> Result<(usize, usize), String> {
     let root = folder.join("store");
     let (of_images, of_pulls) = (named(&root, "index.json"), named(&root, "pulls"));
@@ -249,9 +236,9 @@ async fn check(
         }
     }
     // What the next process finds.
-    let all = random.below(2) == 0;
+    let all = random.bool();
     for name in &source.names {
-        if all || random.below(2) == 0 {
+        if all || random.bool() {
             store.remove(name).await.unwrap();
         }
     }

@@ -1,11 +1,11 @@
 //! Pulls through forward proxies: Debian's tinyproxy, with a password, behind TLS, and a SOCKS5 server. The registry's
-//! name is known to the proxy alone.
+//! name is known to the proxy alone. And a registry whose connections end without the end of TLS.
 #![allow(missing_docs)]
 
 mod common;
 
 use common::programs::{Running, listening_on, self_signed};
-use common::{Fault, Faulty, Node, two_layers};
+use common::{Built, Fault, Faulty, MANIFEST, Node, two_layers};
 use image::{Error, Proxies};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -102,8 +102,8 @@ async fn a_registry_elsewhere_does_not_lead_to_this_node() {
     pull().await.unwrap();
 }
 
-/// TLS in front of a server; `folder` has its certificate.
-async fn tls_in_front(folder: &Path, name: &str, to: String) -> u16 {
+/// TLS with a certificate of `folder`.
+fn acceptor(folder: &Path, name: &str) -> tokio_rustls::TlsAcceptor {
     let read = |path: &str| std::fs::read(folder.join(path)).unwrap();
     let chain = certificates::certificates(&read(&format!("{name}.crt"))).unwrap();
     let key = certificates::private_key(&read(&format!("{name}.key"))).unwrap();
@@ -114,7 +114,12 @@ async fn tls_in_front(folder: &Path, name: &str, to: String) -> u16 {
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    tokio_rustls::TlsAcceptor::from(Arc::new(config))
+}
+
+/// TLS in front of a server; `folder` has its certificate.
+async fn tls_in_front(folder: &Path, name: &str, to: String) -> u16 {
+    let acceptor = acceptor(folder, name);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     // It ends with the test's runtime.
@@ -140,6 +145,52 @@ async fn secure_registry() -> (TempDir, Faulty, u16) {
     registry.push("a/b", "v", &two_layers());
     let port = tls_in_front(folder.path(), "registry", registry.address.clone()).await;
     (folder, registry, port)
+}
+
+/// A registry with TLS that ends each connection without TLS's own end. It states the lengths of bodies or not.
+async fn abrupt_registry(folder: &Path, image: Built, states_lengths: bool) -> u16 {
+    let acceptor = acceptor(folder, "registry");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let Ok(mut client) = acceptor.accept(client).await else { continue };
+            let mut head = String::new();
+            let mut buffer = [0; 4096];
+            while !head.ends_with("\r\n\r\n") {
+                let read = client.read(&mut buffer).await.unwrap();
+                head.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+            }
+            let path = head.split(' ').nth(1).unwrap();
+            let blob = image.blobs.iter().find(|(digest, _)| path.contains(digest.as_str()));
+            let body = blob.map_or(&image.manifest, |(_, blob)| blob);
+            let length = format!("content-length: {}\r\n", body.len());
+            let length = if states_lengths { &length } else { "" };
+            let head =
+                format!("HTTP/1.1 200 OK\r\ncontent-type: {MANIFEST}\r\n{length}connection: close\r\n\r\n");
+            client.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+            client.flush().await.unwrap();
+            // What is dropped sends no close_notify.
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_body_without_the_end_of_tls_must_have_its_length() {
+    let folder = tempfile::tempdir().unwrap();
+    self_signed(folder.path(), "registry", "IP:127.0.0.1");
+    for states_lengths in [true, false] {
+        let port = abrupt_registry(folder.path(), two_layers(), states_lengths).await;
+        let (authority, node) = (format!("127.0.0.1:{port}"), Node::new());
+        let ca = folder.path().join("registry.crt");
+        node.hosts(&authority, &format!("server = \"https://{authority}\"\nca = \"{}\"\n", ca.display()));
+        let pulled = node.store.pull(&format!("{authority}/a/b:v"), None).await;
+        match states_lengths {
+            true => drop(pulled.unwrap()),
+            false => assert!(matches!(pulled, Err(Error::Unavailable { .. })), "{pulled:?}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -163,10 +163,9 @@ async fn kept_layers_go_first_when_the_disk_is_full() {
     // Does not fit at all, and must not use up what little there is.
     store.remove(&names[2]).await.unwrap();
     let error = store.pull(&names[3], None).await.unwrap_err();
-    assert!(
-        std::error::Error::source(&error).is_some_and(|source| source.to_string().contains("space")),
-        "{error}"
-    );
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    let facts = format!("must stay free: the file system at {} has ", root.display());
+    assert!(error.is_full() && source.contains(&facts), "{error}: {source}");
     let layers = || std::fs::read_dir(root.join("layers")).unwrap().count();
     until("the layers of the pull that found no space to go", || layers() == 1).await;
     assert_eq!(store.list(), [kept]);

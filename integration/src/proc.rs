@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
@@ -201,6 +202,13 @@ pub(crate) fn unanswered_starts() -> usize {
     words
         .filter(|w| w.get(5) == Some(&"02") && w.last().is_some_and(|it| it.ends_with("notify.sock")))
         .count()
+}
+
+/// Starts a program that reads nothing and writes all that it says to the file `log`.
+pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Child> {
+    let file = fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
+    let started = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).spawn();
+    started.with_context(|| format!("start {}", command.get_program().display()))
 }
 
 /// Sends a signal; a process that has ended is not an error.

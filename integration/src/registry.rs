@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::expect::ensure;
 use crate::http::Http;
 use crate::images::{Blob, Image};
 use crate::isolation::command;
-use crate::wait;
+use crate::{proc, wait};
 
 /// As htpasswd writes it: `user` with the password `secret`.
 const HTPASSWD: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
@@ -201,15 +201,8 @@ impl Drop for Registry {
 fn serve(dir: &Path, name: &str, config: &str) -> Result<Child> {
     let file = dir.join(format!("{name}.yml"));
     fs::write(&file, config)?;
-    let log = fs::File::create(dir.join(format!("{name}.log")))?;
-    Command::new("docker-registry")
-        .arg("serve")
-        .arg(&file)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .context("start docker-registry (Debian package docker-registry)")
+    proc::start(Command::new("docker-registry").arg("serve").arg(&file), &dir.join(format!("{name}.log")))
+        .context("the Debian package docker-registry is needed")
 }
 
 fn config(dir: &Path, port: u16, tls: Option<(&Path, &Path)>) -> String {

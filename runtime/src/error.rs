@@ -224,6 +224,7 @@ impl From<image::Error> for Error {
             image::Error::NotFound { .. } => ErrorKind::NotFound,
             image::Error::InvalidReference { .. } => ErrorKind::InvalidArgument,
             image::Error::Threads { .. } => ErrorKind::Unavailable,
+            full if full.is_full() => ErrorKind::ResourceExhausted,
             _ => ErrorKind::Internal,
         };
         Self::converted(kind, error)

@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::io::{self, BufRead, Read};
 use std::rc::Rc;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Maximum number of members. An image has at most four a layer, and there are at most 128 layers.
@@ -36,7 +37,7 @@ enum Member {
 /// All members of an archive that can be of use.
 #[derive(Debug)]
 pub(super) struct Members {
-    pub(super) spool: Spool,
+    pub(super) spool: Arc<Spool>,
     /// By name without `.`, `..` and double slashes. Of equal names the last counts, as when an archive is extracted.
     members: HashMap<String, Member>,
 }
@@ -96,7 +97,7 @@ pub(super) fn read(input: mpsc::Receiver<Bytes>, spool: Spool) -> Result<Members
             return Err(Error::TooLarge { object, limit: MAX_REST as u64, unit });
         }
     }
-    Ok(Members { spool: tee.spool, members })
+    Ok(Members { spool: Arc::new(tee.spool), members })
 }
 
 fn list(reader: &mut TarReader<Tee>, position: &Cell<u64>) -> Result<HashMap<String, Member>> {

@@ -21,6 +21,7 @@ mod tests;
 pub(crate) use source::ArchiveSource;
 
 use crate::error::{Error, Result};
+use crate::lane::Closing;
 use crate::reference::{Digest, Reference, Selector};
 use crate::spool::Spool;
 use bytes::Bytes;
@@ -81,13 +82,16 @@ pub(crate) struct Archive {
     blobs: HashMap<Digest, Extent>,
     /// Bytes of blobs that were read, for progress.
     read: AtomicU64,
+    /// The file of many GiB: to delete its content takes seconds. Dropped after `members`.
+    _closing: Closing<Arc<Spool>>,
 }
 
 impl Archive {
     /// Reads a tar stream into `spool`, and finds the images in it. Blocks.
     pub(crate) fn read(input: mpsc::Receiver<Bytes>, spool: Spool) -> Result<(Arc<Self>, Vec<Found>)> {
-        let mut archive =
-            Self { members: members::read(input, spool)?, blobs: HashMap::new(), read: AtomicU64::new(0) };
+        let members = members::read(input, spool)?;
+        let closing = Closing::new(members.spool.clone());
+        let mut archive = Self { members, blobs: HashMap::new(), read: AtomicU64::new(0), _closing: closing };
         let of_layout = layout::images(&archive.members)?;
         // `docker save` writes both lists. Only one may have the names.
         let named = of_layout.as_ref().is_some_and(|found| found.iter().any(|image| !image.names.is_empty()));

@@ -353,3 +353,14 @@ proptest! {
         }
     }
 }
+
+/// Go's encoding/json refuses it, and so `docker load` and `ctr image import` do.
+#[test]
+fn a_list_with_a_byte_order_mark_is_refused() {
+    let docker = [("manifest.json", b"\xef\xbb\xbf[]".to_vec())];
+    let oci = [("index.json", b"\xef\xbb\xbf{\"manifests\":[]}".to_vec())];
+    for files in [docker, oci] {
+        let error = refused(&archive(&files));
+        assert!(matches!(&error, Error::Corrupt { object, .. } if object.contains(files[0].0)), "{error}");
+    }
+}

@@ -17,6 +17,7 @@ use crate::manifest;
 use crate::record::ImageRecord;
 use crate::reference::{Digest, Reference};
 use crate::store::Store;
+use crate::transfers::Transfer;
 use blob::{Blob, Writer};
 use bytes::Bytes;
 use header::{Item, encode, padding};
@@ -24,10 +25,8 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -35,8 +34,6 @@ const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Maximum number of images of one archive.
 const MAX_IMAGES: usize = 64;
-/// How long the reader of an archive may take for one part.
-const SILENCE: Duration = Duration::from_secs(300);
 /// Bytes of a layer that are sent at once.
 const PART: usize = 256 << 10;
 
@@ -63,12 +60,13 @@ pub struct Exported {
 
 impl ImageStore {
     /// Writes images to `output` as a tar archive. An image that is named by a tag has that name alone in the archive, one
-    /// that is named by an id all its tags. If `output` is closed, or nobody takes a part for five minutes, it is
-    /// cancelled. At most two exports run at once; others wait.
+    /// that is named by an id all its tags. If `output` is closed, it is cancelled. At most two exports run at once;
+    /// others wait.
     ///
     /// # Errors
     /// [`Error::NotFound`] for an unknown name, [`Error::Cancelled`], [`Error::TooLarge`], [`Error::Storage`],
-    /// [`Error::Threads`].
+    /// [`Error::Threads`]; [`Error::Stalled`] if less than 64 KiB are taken in five minutes, or in two while another export
+    /// waits.
     pub async fn export(
         &self,
         names: &[String],
@@ -76,7 +74,7 @@ impl ImageStore {
         output: mpsc::Sender<Bytes>,
     ) -> Result<Vec<Exported>> {
         let _step = progress::enter("wait for other exports", "two exports run at once: wait, or end one");
-        let _place = self.exports.acquire().await.map_err(|_| Error::Cancelled)?;
+        let place = self.exports.enter("exports").await?;
         if names.is_empty() || names.len() > MAX_IMAGES {
             let limit = MAX_IMAGES as u64;
             return Err(Error::TooLarge { object: "the list of images".to_owned(), limit, unit: "images" });
@@ -99,7 +97,7 @@ impl ImageStore {
         let _step = progress::enter("write the archive", "the disk or the reader of the archive is slow");
         unpacking(move || {
             let (layers, written) = (BTreeMap::new(), BTreeSet::new());
-            Export { store, compression, output, runtime, layers, written }.run(images)
+            Export { store, compression, output, place, runtime, layers, written }.run(images)
         })
         .await
     }
@@ -110,7 +108,9 @@ struct Export {
     store: Arc<Store>,
     compression: Compression,
     output: mpsc::Sender<Bytes>,
-    /// For the time limit of each part.
+    /// Its place among the exports, for as long as the thread works.
+    place: Transfer,
+    /// For time limits.
     runtime: Handle,
     /// What became of each layer, by its diff id in the store. Images share layers.
     layers: BTreeMap<Digest, Blob>,
@@ -239,17 +239,15 @@ impl Export {
 
     /// Sends the next bytes of the archive, when they are wanted.
     fn send(&mut self, bytes: Bytes) -> Result<()> {
-        // The timer needs the runtime when it is made.
-        let sent = async { timeout(SILENCE, self.output.send(bytes)).await };
-        match self.runtime.block_on(sent) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Error::Cancelled),
-        }
+        let length = bytes.len();
+        let sent = self.place.watch(self.output.send(bytes), |_| length);
+        let sent = self.runtime.block_on(sent).map_err(Error::stalled("reader"))?;
+        sent.map_err(|_| Error::Cancelled)
     }
 }
 
-/// A layer that is made for as long as somebody takes the archive. Without a reader the export has given its place to the
-/// next one, and must not go on beside it.
+/// A layer that is made for as long as somebody takes the archive. Without a reader the export must give its place to the
+/// next one.
 struct Wanted<'a> {
     writer: &'a mut Writer,
     output: &'a mpsc::Sender<Bytes>,

@@ -68,8 +68,8 @@ pub(crate) struct NewImage<'a> {
 }
 
 /// An image that was taken out of the index.
-#[derive(Debug)]
-struct Unlisted {
+#[derive(Debug, Default)]
+pub(crate) struct Unlisted {
     /// Why the index file still names it: the disk is full.
     full: Option<Error>,
 }
@@ -238,21 +238,22 @@ impl Store {
     }
 
     /// Removes the image that `name` refers to, with all its names, and all layers and documents that nothing else
-    /// needs. Waits for the disk space. Who calls this wants space, so the layers of failed pulls go in any case, also if
-    /// there is no such image.
+    /// needs. Who calls this wants space, so the layers of failed pulls go in any case, also if there is no such image.
+    /// [`Store::wait_for_space`] must follow, unless nothing was removed (`None`).
     ///
     /// Works on a full disk: if there is no space for the smaller index, the image's config is deleted instead, because
     /// an image without a config counts as removed (`open`). The index is written once the layers are deleted.
-    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+    pub(crate) fn remove(&self, name: &str) -> Result<Option<Unlisted>> {
         let given_up = self.give_up_unfinished();
-        match self.unlist(name)? {
-            None if !given_up => Ok(()),
-            None => self.free(None),
-            Some(unlisted) => self.free(unlisted.full),
+        let unlisted = self.unlist(name)?.or_else(|| given_up.then(Unlisted::default));
+        if unlisted.is_some() {
+            self.collect()?;
         }
+        Ok(unlisted)
     }
 
-    /// Takes the image that `name` refers to out of the index; `None` if there is none. [`Store::free`] must follow.
+    /// Takes the image that `name` refers to out of the index; `None` if there is none. [`Store::collect`] and
+    /// [`Store::wait_for_space`] must follow.
     fn unlist(&self, name: &str) -> Result<Option<Unlisted>> {
         let mut images = lock(&self.images);
         let listed = self.published().find(name).and_then(|image| Digest::parse(&image.id));
@@ -271,12 +272,11 @@ impl Store {
         }
     }
 
-    /// Deletes what nothing needs any more, and waits for the disk space. `full`: why the index file is behind.
-    fn free(&self, full: Option<Error>) -> Result<()> {
-        self.collect()?;
+    /// Waits for the disk space of what was removed. Writes the index file if it is behind.
+    pub(crate) fn wait_for_space(&self, removed: Unlisted) {
         // kubelet removes images to free disk space, measures it right afterwards, and evicts pods if it is too little.
         self.layout.trash().wait(MAX_SPACE_WAIT);
-        if let Some(error) = full {
+        if let Some(error) = removed.full {
             self.layout.trash().empty();
             let images = lock(&self.images);
             match index::write(&self.layout, &images) {
@@ -289,7 +289,6 @@ impl Store {
                 }
             }
         }
-        Ok(())
     }
 
     /// Moves unreachable layers and documents to the trash, also those of failed pulls that are no longer kept.

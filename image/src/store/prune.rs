@@ -1,6 +1,6 @@
 //! Removal of what nothing uses.
 
-use super::{Store, gc, lock};
+use super::{Store, Unlisted, gc, lock};
 use crate::error::Result;
 use crate::record::{ImageRecord, Pruned};
 use crate::reference::Digest;
@@ -15,15 +15,16 @@ impl Store {
         let bytes = self.only_of(&images);
         if !dry_run {
             self.give_up_unfinished();
-            let mut full = None;
+            let mut removed = Unlisted::default();
             // A container may have leased one meanwhile.
             let unlisted = images.iter().filter(|image| self.is_unused(image)).try_for_each(|image| {
                 let unlisted = self.unlist(&image.id)?;
-                full = unlisted.and_then(|unlisted| unlisted.full).or_else(|| full.take());
+                removed.full = unlisted.and_then(|unlisted| unlisted.full).or_else(|| removed.full.take());
                 Ok(())
             });
             // Also after a failure, for those before it.
-            self.free(full)?;
+            self.collect()?;
+            self.wait_for_space(removed);
             unlisted?;
         }
         Ok(Pruned { images, bytes })

@@ -12,11 +12,12 @@ use self::deferred::Folders;
 use self::write::times;
 use super::tar::{Entry, EntryPath, Kind, MAX_DEPTH, Reader, TarError};
 use super::whiteout::{AUFS_LINKS, IMPLICIT_XATTR, NameKind, OPAQUE_XATTR, is_aufs, name_kind};
+use crate::space::{Reserve, Watch};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
-use std::io::BufRead;
+use std::io::{self, BufRead};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -55,6 +56,9 @@ pub(crate) enum ApplyError {
     Entry { entry: String, reason: &'static str },
     #[error("{entry:?}: {action}")]
     System { entry: String, action: &'static str, source: Errno },
+    /// What must stay free of the file system would be used.
+    #[error("{entry:?}: write")]
+    NoSpace { entry: String, source: io::Error },
     #[error("more than {0} entries")]
     TooMany(u64),
 }
@@ -105,6 +109,7 @@ pub(crate) struct Applier {
     stats: LayerStats,
     /// What is left of [`WALKED`].
     may_walk: u64,
+    space: Watch,
 }
 
 /// The result of system calls; an error has the action, for [`ApplyError::System`].
@@ -134,7 +139,8 @@ impl Applier {
     /// `root` must be an empty folder that nothing else writes to.
     pub(crate) fn new(root: OwnedFd) -> Self {
         let (folders, stats) = (Folders::new(), LayerStats::default());
-        Self { root, open: Vec::new(), folders, stats, may_walk: WALKED }
+        let space = Watch::new(Reserve::OF_LAYERS);
+        Self { root, open: Vec::new(), folders, stats, may_walk: WALKED, space }
     }
 
     /// Writes the whole archive.
@@ -156,9 +162,16 @@ impl Applier {
         self.finish()
     }
 
+    /// To be called before so many bytes are written for an entry.
+    fn ensure_space(&mut self, bytes: u64, entry: &Entry) -> Result<(), ApplyError> {
+        let checked = self.space.before(bytes, &self.root);
+        checked.map_err(|source| ApplyError::NoSpace { entry: shown(entry), source })
+    }
+
     /// Writes one entry.
     fn entry<R: BufRead>(&mut self, entry: &Entry, archive: &mut Reader<R>) -> Result<(), ApplyError> {
         let system = |failed| ApplyError::of(entry, failed);
+        self.ensure_space(BLOCK, entry)?;
         let Some((parents, name)) = entry.path.split() else {
             // The root is always a folder. Entries of another type for it are skipped, as in containerd.
             if entry.kind == Kind::Directory {
@@ -278,6 +291,7 @@ impl Applier {
         fs::mkdirat(self.current(), os(name), Mode::RWXU).map_err(step("mkdir"))?;
         self.stats.inodes += 1;
         self.stats.implicit += 1;
+        self.space.count(BLOCK);
         let fd = fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()).map_err(step(ENTER))?;
         // mkdir(2) applies the umask, chmod(2) does not.
         fs::fchmod(&fd, Mode::from_raw_mode(0o755)).map_err(step("chmod"))?;

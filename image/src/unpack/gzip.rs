@@ -20,8 +20,8 @@ const DEFLATE: u8 = 8;
 
 /// A stream that can show its first bytes without consuming them.
 pub(super) trait Peek: BufRead {
-    /// The next bytes, at least as many as the longest mark of a compression has, unless the stream ends before.
-    fn peek(&mut self) -> &[u8];
+    /// The next `length` bytes, or fewer at the end of the stream.
+    fn peek(&mut self, length: usize) -> &[u8];
 }
 
 /// Reads the content of all members.
@@ -126,7 +126,7 @@ impl<'a, R: Peek> Members<'a, R> {
         if stated != length << 32 | u64::from(self.checksum.clone().finalize()) {
             return Err(invalid("its checksum or length is wrong"));
         }
-        let is_last = !self.input.peek().starts_with(GZIP_MAGIC);
+        let is_last = !self.input.peek(GZIP_MAGIC.len()).starts_with(GZIP_MAGIC);
         self.place = if is_last { Place::End } else { Place::BeforeMember };
         Ok(())
     }

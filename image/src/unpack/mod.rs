@@ -11,6 +11,7 @@
 
 mod apply;
 mod corrections;
+mod frames;
 mod gzip;
 mod header;
 mod numbers;
@@ -32,6 +33,7 @@ pub(crate) use whiteout::{IMPLICIT_XATTR, OPAQUE_XATTR};
 use self::gzip::Peek as _;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
+use crate::space::explained;
 use bytes::{Buf, Bytes};
 use rustix::fs::{self, Mode, OFlags};
 use std::fmt;
@@ -124,17 +126,21 @@ fn failed<E: Into<io::Error>>(
     path: &Path,
 ) -> impl FnOnce(E) -> Error {
     let (image, layer, path) = (expected.image.clone(), expected.digest.to_string(), path.to_owned());
-    move |source| Error::Layer { image, layer, action, path, source: Arc::new(source.into()) }
+    move |source| {
+        let source = Arc::new(explained(source.into(), &path));
+        Error::Layer { image, layer, action, path, source }
+    }
 }
 
 /// The crate's error for an entry that could not be written.
 fn layer_error(expected: &Expected, error: apply::ApplyError, folder: &Path) -> Error {
     let object = format!("layer {}", expected.digest);
+    let path = |entry: &str| folder.join(entry.trim_start_matches('/'));
     match error {
         apply::ApplyError::System { entry, action, source } => {
-            let relative = entry.trim_start_matches('/');
-            failed(expected, action, &folder.join(relative))(source)
+            failed(expected, action, &path(&entry))(source)
         }
+        apply::ApplyError::NoSpace { entry, source } => failed(expected, "write", &path(&entry))(source),
         apply::ApplyError::TooMany(limit) => Error::TooLarge { object, limit, unit: "entries" },
         apply::ApplyError::Tar(tar::TarError::Io(error)) => {
             Error::corrupt(object, format!("archive: {error}"))
@@ -198,9 +204,12 @@ fn inflate(
     empty_buffers: &mpsc::Receiver<Vec<u8>>,
 ) -> Inflated {
     let mut source = Download { input, current: Bytes::new(), hasher: expected.digest.hasher(), received: 0 };
-    let compression = Compression::of(source.peek());
+    let compression = Compression::of(source.peek(Compression::MAGIC));
     let broken = |source: &Download, error: &io::Error| {
         let object = format!("layer {}", expected.digest);
+        if error.kind() == io::ErrorKind::ResourceBusy {
+            return Inflated::Failed(Error::Busy { object, reason: error.to_string() });
+        }
         if source.received < expected.size {
             // If the download has failed, the caller of `unpack` reports its error instead of this one.
             let reason = format!("it ends after {} of {} bytes: {error}", source.received, expected.size);
@@ -210,8 +219,8 @@ fn inflate(
     };
     let result = match compression {
         Compression::Gzip => fill_buffers(gzip::Members::new(&mut source), filled, empty_buffers),
-        Compression::Zstd => zstd::stream::read::Decoder::with_buffer(&mut source)
-            .and_then(|decoder| fill_buffers(decoder, filled, empty_buffers)),
+        Compression::Zstd => frames::Frames::new(&mut source, &frames::ROOM)
+            .and_then(|frames| fill_buffers(frames, filled, empty_buffers)),
         Compression::None => fill_buffers(&mut source, filled, empty_buffers),
     };
     match result {
@@ -284,13 +293,13 @@ impl Download {
 
 impl gzip::Peek for Download {
     /// A registry may send the bytes in several chunks.
-    fn peek(&mut self) -> &[u8] {
-        while self.current.len() < Compression::MAGIC {
+    fn peek(&mut self, length: usize) -> &[u8] {
+        while self.current.len() < length {
             let Some(bytes) = self.receive() else { break };
             let is_first = self.current.is_empty();
             self.current = if is_first { bytes } else { [&self.current[..], &bytes[..]].concat().into() };
         }
-        &self.current[..self.current.len().min(Compression::MAGIC)]
+        &self.current[..self.current.len().min(length)]
     }
 }
 

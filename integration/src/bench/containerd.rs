@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -38,15 +38,8 @@ impl Containerd {
         let socket = state.join("containerd.sock");
         let config = dir.join("config.toml");
         fs::write(&config, configuration(&root, &state, &socket, &certs))?;
-        let log = fs::File::create(dir.join("containerd.log"))?;
-        let child = Command::new(program)
-            .arg("--config")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("start {}", program.display()))?;
+        let log = dir.join("containerd.log");
+        let child = proc::start(Command::new(program).arg("--config").arg(&config), &log)?;
         let (peer, version) = (Peer { socket: socket.clone(), certs: Some(certs) }, String::new());
         let mut this = Self { child, peer, version, _disk: disk };
         let answer = wait::until("containerd to answer", Duration::from_secs(20), || async {
@@ -55,7 +48,7 @@ impl Containerd {
             }
             Ok(Cri::connect(&socket)?.version().await.ok())
         });
-        answer.await.with_context(|| fs::read_to_string(dir.join("containerd.log")).unwrap_or_default())?;
+        answer.await.with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
         let version = command(&program.display().to_string(), &["--version"])?;
         // "containerd github.com/containerd/containerd 1.7.24 revision".
         this.version = version.split_whitespace().nth(2).unwrap_or("containerd").to_owned();

@@ -178,18 +178,6 @@ fn difference(found: &[u8], expected: &[u8]) -> String {
     format!("first difference at byte {at}: `{}` instead of `{}`", show(found), show(expected))
 }
 
-/// A simple random generator, so that every run draws the same numbers. The moments depend on how long a life takes.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit.max(1)
-    }
-}
-
 /// Creates and removes one pod with one container; the pod's id is added to `ids`.
 async fn lifecycle(
     cx: &Context,
@@ -267,13 +255,14 @@ async fn random_moments(cx: Context) -> Result<()> {
         lifecycle(&cx, &config, &nothing).await.context("one undisturbed life")?;
         *slot = start.elapsed();
     }
-    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    // Every run draws the same numbers. The moments depend on how long a life takes.
+    let mut random = fastrand::Rng::with_seed(1);
     let mut unfinished = 0;
     for round in 0..110 {
         let own = round % 2;
         let config = if own == 1 { cx.pod_config().own_network() } else { cx.pod_config() };
         let span = u64::try_from(whole.get(own).context("span")?.as_micros())?;
-        let delay = Duration::from_micros(random.below(span));
+        let delay = Duration::from_micros(random.u64(..span.max(1)));
         let ids = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
         let life = {
             let (cx, config, ids) = (cx.clone(), config.clone(), std::sync::Arc::clone(&ids));

@@ -22,8 +22,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// How often the progress of an import is sent.
 const TOLD: Duration = Duration::from_millis(200);
-/// How long a client may send nothing of an archive: `docker save` may be at the other end of its pipe.
-const SILENCE: Duration = Duration::from_secs(300);
+/// How long a client may take to send the options of an import. What follows is timed by its place.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Maximum number of parts of an archive that wait for the disk, or for the client.
 const WAITING: usize = 4;
 const CANCELLED: &str = "what was not complete was undone";
@@ -106,7 +106,9 @@ async fn import(
     mut parts: Streaming<ImportRequest>,
     so_far: &ImportProgress,
 ) -> Result<wire::ImportResult, Failure> {
-    let Some(ImportPart::Start(wire::ImportStart { names })) = next(&mut parts).await? else {
+    let silent = |_| Failure::Incomplete("the client has sent no options of the import for a minute");
+    let start = timeout(SILENCE, next(&mut parts)).await.map_err(silent)?;
+    let Some(ImportPart::Start(wire::ImportStart { names })) = start? else {
         return Err(Failure::Incomplete("an import must begin with its options"));
     };
     if let Some(name) = names.first() {
@@ -115,8 +117,9 @@ async fn import(
     // Until then the client's parts stay in its socket.
     let place = images.import_place().await?;
     let (input, archive) = mpsc::channel(WAITING);
+    let held = place.clone();
     let feed = async {
-        while let Some(part) = next(&mut parts).await? {
+        while let Some(part) = held.receive(next(&mut parts), bytes_in).await?? {
             let ImportPart::Data(bytes) = part else {
                 return Err(Failure::Incomplete("the options of an import came twice"));
             };
@@ -137,19 +140,24 @@ async fn import(
         }
     };
     let images = imported.into_iter().map(|image| {
-        let image::Imported { name, digest, id, size } = image;
-        wire::ImportedImage { name, digest, id, size }
+        let image::Imported { name, digest, id, size, replaced } = image;
+        wire::ImportedImage { name, digest, id, size, replaced }
     });
     Ok(wire::ImportResult { images: images.collect() })
 }
 
+/// Number of bytes of an archive in a part.
+fn bytes_in(part: &Result<Option<ImportPart>, Failure>) -> usize {
+    match part {
+        Ok(Some(ImportPart::Data(bytes))) => bytes.len(),
+        _ => 0,
+    }
+}
+
 /// The next part that the client sends; `None` at the end.
 async fn next(parts: &mut Streaming<ImportRequest>) -> Result<Option<ImportPart>, Failure> {
-    let silent = Failure::Incomplete("the client has sent nothing of the archive for five minutes");
-    let part = timeout(SILENCE, parts.message()).await.map_err(|_| silent)?;
-    match part
-        .map_err(|_| Failure::Incomplete("the client has ended the import, or sent what cannot be read"))?
-    {
+    let unreadable = |_| Failure::Incomplete("the client has ended the import, or sent what cannot be read");
+    match parts.message().await.map_err(unreadable)? {
         None => Ok(None),
         Some(ImportRequest { part: Some(part) }) => Ok(Some(part)),
         Some(ImportRequest { part: None }) => Err(Failure::Incomplete("a message of an import is empty")),

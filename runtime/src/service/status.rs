@@ -133,10 +133,11 @@ fn of_image(error: &image::Error) -> (Code, &'static str) {
         Error::Protocol { .. } => (Code::FailedPrecondition, ""),
         Error::Unsupported { .. } => (Code::FailedPrecondition, ""),
         Error::TooLarge { .. } => (Code::ResourceExhausted, ""),
+        full if full.is_full() => (Code::ResourceExhausted, ""),
         Error::Configuration { .. } => (Code::FailedPrecondition, ""),
         Error::Storage { .. } | Error::Layer { .. } | Error::Panicked { .. } => (Code::Internal, ""),
-        Error::Threads { .. } => (Code::Unavailable, ""),
-        Error::Cancelled => (Code::Aborted, ""),
+        Error::Threads { .. } | Error::Busy { .. } => (Code::Unavailable, ""),
+        Error::Cancelled | Error::Stalled { .. } => (Code::Aborted, ""),
         // New error kinds of the image crate count as internal errors until they are mapped here.
         _ => (Code::Internal, ""),
     }
@@ -211,9 +212,17 @@ mod tests {
             told(image::Error::InvalidReference { reference: reference(), reason: "x" }).0,
             Code::InvalidArgument
         );
-        let source = std::sync::Arc::new(std::io::Error::other("disk is full"));
-        let (code, text) = told(image::Error::Storage { action: "write", path: "/x".into(), source });
-        assert!(code == Code::Internal && text.contains("disk is full"), "{text}");
+        for (kind, expected) in [
+            (std::io::ErrorKind::Other, Code::Internal),
+            (std::io::ErrorKind::StorageFull, Code::ResourceExhausted),
+            (std::io::ErrorKind::QuotaExceeded, Code::ResourceExhausted),
+        ] {
+            let source = std::sync::Arc::new(std::io::Error::new(kind, "disk is bad"));
+            let (code, text) = told(image::Error::Storage { action: "write", path: "/x".into(), source });
+            assert!(code == expected && text.contains("disk is bad"), "{code:?} {text}");
+        }
+        assert_eq!(told(image::Error::Busy { object: reference(), reason: detail() }).0, Code::Unavailable);
+        assert_eq!(told(image::Error::Stalled { who: "sender", detail: detail() }).0, Code::Aborted);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderValue};
 use hyper::{Response, StatusCode};
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -34,6 +35,8 @@ const WATCHED: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 100
 pub(crate) struct Blob<'a> {
     registry: &'a Registry,
     wanted: Descriptor,
+    /// Below that of the host.
+    path: Arc<str>,
     /// Bytes returned to the caller so far.
     offset: u64,
     /// Bytes to skip at the start of `body`, because an earlier connection has returned them.
@@ -69,10 +72,10 @@ impl Watched {
 
 impl<'a> Blob<'a> {
     pub(super) fn new(registry: &'a Registry, wanted: Descriptor) -> Self {
-        let path = registry.path(Kind::Blobs, &wanted.digest.to_string());
-        let (ahead, watched) = (Ahead::new(registry, &path, wanted.size), Watched::new());
+        let path: Arc<str> = registry.path(Kind::Blobs, &wanted.digest.to_string()).into();
+        let (ahead, watched) = (Ahead::new(registry, path.clone(), wanted.size), Watched::new());
         let (offset, skip, body, breaks, broke_at, sender) = (0, 0, None, 0, 0, None);
-        Self { registry, wanted, offset, skip, body, breaks, broke_at, sender, ahead, watched }
+        Self { registry, wanted, path, offset, skip, body, breaks, broke_at, sender, ahead, watched }
     }
 
     /// Waits for the next bytes, never empty; `None` after as many bytes as the manifest states. The caller must
@@ -186,9 +189,8 @@ impl<'a> Blob<'a> {
     /// Requests the rest of the blob from the first host that serves it.
     async fn open(&mut self) -> Result<Incoming> {
         let registry = self.registry;
-        let path = registry.path(Kind::Blobs, &self.wanted.digest.to_string());
         let range = (self.offset > 0).then_some((self.offset, None));
-        let get = Get { path: &path, accept: "*/*", range, verified: true, head: false };
+        let get = Get { path: &self.path, accept: "*/*", range, verified: true, head: false };
         let object = Some(format!("blobs/{}", self.wanted.digest));
         let whole = Get { range: None, ..get };
         let (get, whole, offset, size) = (&get, &whole, self.offset, self.wanted.size);

@@ -17,7 +17,7 @@ use std::error::Error;
 use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
 
-const MAX_REDIRECTS: usize = 10;
+pub(super) const MAX_REDIRECTS: usize = 10;
 /// The User-Agent of all requests.
 pub(super) const PRODUCT: &str = concat!("copepod/", env!("CARGO_PKG_VERSION"));
 /// Attempts of one request: each 401 may bring another challenge, such as one for a token that has expired.
@@ -305,7 +305,7 @@ fn request(
 }
 
 /// The target of a redirect.
-fn redirect_target(from: &Uri, response: &Response<Incoming>) -> Result<Uri, Fault> {
+pub(super) fn redirect_target(from: &Uri, response: &Response<Incoming>) -> Result<Uri, Fault> {
     let text = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let target = text.and_then(|text| location::target(from, text));
     target.ok_or_else(|| Fault::Final("redirect without a valid Location".to_owned()))

@@ -1,7 +1,7 @@
 //! Tokens for the distribution protocol: requested from the realm that a challenge names.
 
 use super::fault::Fault;
-use super::request::PRODUCT;
+use super::request::{MAX_REDIRECTS, PRODUCT, redirect_target};
 use super::{Endpoint, Registry};
 use crate::Auth;
 use crate::registry::auth;
@@ -16,18 +16,33 @@ use serde_json::Value;
 const MAX_TOKEN: u64 = 1 << 20;
 
 impl Registry {
-    /// Sends a request to a token server.
+    /// Sends a request to a token server, and to where that redirects it.
     async fn ask(
         &self,
         endpoint: &Endpoint,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, Fault> {
         let host = request.uri().authority().map(|host| host.as_str().to_owned()).unwrap_or_default();
-        let sent = match endpoint.client_for(request.uri()) {
-            Ok(http) => self.send(http, request).await,
-            Err(out_of_reach) => Err(Fault::Final(out_of_reach.to_string())),
+        let asked = async {
+            for _ in 0..=MAX_REDIRECTS {
+                let http = endpoint
+                    .client_for(request.uri())
+                    .map_err(|out_of_reach| Fault::Final(out_of_reach.to_string()))?;
+                let response = self.send(http, request.clone()).await?;
+                // The other redirects would make another request of a POST.
+                let follows = match response.status().as_u16() {
+                    301..=303 => request.method() == Method::GET,
+                    status => matches!(status, 307 | 308),
+                };
+                if !follows {
+                    return Ok(response);
+                }
+                let target = redirect_target(request.uri(), &response)?;
+                request = moved(request, target)?;
+            }
+            Err(Fault::Final(format!("more than {MAX_REDIRECTS} redirects")))
         };
-        sent.map_err(|fault| fault.about(&format!("token realm {host}")).of_another_host())
+        asked.await.map_err(|fault| fault.about(&format!("token realm {host}")).of_another_host())
     }
 
     /// Requests a token from the realm, with the user's credentials if there are any.
@@ -89,6 +104,26 @@ impl Registry {
     }
 }
 
+/// The request for the target of a redirect. It must have TLS, unless it is the same host without. Another host gets no
+/// credentials.
+fn moved(mut request: Request<Full<Bytes>>, target: Uri) -> Result<Request<Full<Bytes>>, Fault> {
+    let from = request.uri();
+    let same_host = from.host() == target.host() && from.port_u16() == target.port_u16();
+    let has_tls = target.scheme_str() == Some("https");
+    let host = target.authority().map_or("", |authority| authority.as_str());
+    if !has_tls && !(same_host && from.scheme() == target.scheme()) {
+        return Err(Fault::Final(format!("redirect to {host} by http, where a token is not safe")));
+    }
+    if !same_host {
+        if request.method() == Method::POST {
+            return Err(Fault::Final(format!("redirect to {host}, which must not get the refresh token")));
+        }
+        request.headers_mut().remove(AUTHORIZATION);
+    }
+    *request.uri_mut() = target;
+    Ok(request)
+}
+
 /// Exchanges a refresh token (OAuth2, RFC 6749, 6).
 fn refresh_request(
     uri: &Uri,
@@ -118,4 +153,39 @@ fn password_request(
         request = request.header(AUTHORIZATION, basic);
     }
     request.body(Full::default()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_of_token_requests() {
+        let (http, https, other) =
+            ("http://a.example/token", "https://a.example/token", "https://b.example/x");
+        for (method, from, to, expected) in [
+            ("GET", https, "https://a.example/y", Ok(true)),
+            ("POST", https, "https://a.example/y", Ok(true)),
+            ("GET", http, "http://a.example/y", Ok(true)),
+            ("GET", http, https, Ok(true)),
+            ("GET", https, other, Ok(false)),
+            ("GET", https, "https://a.example:8443/", Ok(false)),
+            ("POST", https, other, Err("must not get the refresh token")),
+            ("GET", https, http, Err("not safe")),
+            ("GET", http, "http://b.example/", Err("not safe")),
+            ("GET", http, "http://a.example:81/", Err("not safe")),
+        ] {
+            let request =
+                Request::builder().method(method).uri(from).header(AUTHORIZATION, "x").body(Full::default());
+            let moved = moved(request.unwrap(), to.parse().unwrap());
+            match (moved, expected) {
+                (Ok(moved), Ok(keeps)) => {
+                    assert_eq!(moved.headers().contains_key(AUTHORIZATION), keeps, "{from} to {to}");
+                    assert_eq!((moved.uri().to_string().as_str(), moved.method().as_str()), (to, method));
+                }
+                (Err(Fault::Final(reason)), Err(part)) => assert!(reason.contains(part), "{reason}"),
+                (moved, _) => panic!("{method} {from} to {to}: {moved:?}"),
+            }
+        }
+    }
 }

@@ -60,6 +60,7 @@ impl Applier {
                 }
                 let left = usize::try_from(length - done).unwrap_or(usize::MAX);
                 let data = data.get(..left).unwrap_or(data);
+                self.ensure_space(data.len() as u64, entry)?;
                 let written = rustix::io::retry_on_intr(|| rustix::io::pwrite(&file, data, offset + done))
                     .map_err(|errno| system(("write", errno)))?;
                 archive.consume(written);

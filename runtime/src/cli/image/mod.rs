@@ -197,6 +197,9 @@ async fn import(connection: &Connection, path: &Path, names: Vec<String>) -> Res
         // The archive could not be read to its end, so the call is given up.
         error = ended => return Err(error),
     };
+    for image in images.iter().filter(|image| !image.replaced.is_empty()) {
+        eprintln!("copepod: {} was a name of the image {}", image.name, image.replaced);
+    }
     let lines = images.iter().map(|image| format!("{} {}\n", image.name, image.digest));
     table::print(&lines.collect::<String>())
 }

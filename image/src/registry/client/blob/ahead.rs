@@ -134,8 +134,8 @@ impl Piece<'_> {
 
 impl<'a> Ahead<'a> {
     /// For a blob of `size` bytes at `path`.
-    pub(super) fn new(registry: &'a Registry, path: &str, size: u64) -> Self {
-        let (path, pieces) = (path.into(), VecDeque::new());
+    pub(super) fn new(registry: &'a Registry, path: Arc<str>, size: u64) -> Self {
+        let pieces = VecDeque::new();
         let (next, failures, replaced, delayed) = (0, 0, 0, Duration::ZERO);
         Self { registry, path, size, room: &ROOM, pieces, next, failures, replaced, delayed }
     }

@@ -1,0 +1,282 @@
+//! Decompresses zstd streams (RFC 8878) of several frames, and bounds the memory of all decoders together.
+//!
+//! A decoder keeps as much of what it has made as the frame's window states, up to 128 MiB. RFC 8878 asks decoders for 8 MiB
+//! and encoders not to need more, so that much every transfer may have, and their number is limited. Larger windows share
+//! one room: a frame with one waits until there is place for it, and no other frame waits for it.
+
+use super::ZSTD_MAGIC;
+use super::gzip::Peek;
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use zstd::stream::raw::{Decoder, InBuffer, Operation as _, OutBuffer};
+
+/// Largest window that needs no place in the room, in bytes.
+const SMALL: u64 = 8 << 20;
+/// Largest window, in bytes. The decoder refuses larger ones.
+const LARGEST: u64 = 128 << 20;
+/// Longest header of a frame, in bytes.
+const MAX_HEADER: usize = 18;
+/// How long a frame waits for its place, as long as a transfer may stall.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Maximum number of frames that wait. Each has a thread.
+const MAX_WAITING: usize = 16;
+
+/// The memory for large windows of the whole process.
+pub(super) static ROOM: Room = Room::new(LARGEST, PATIENCE);
+
+/// Memory that large windows share, in the order of their requests.
+#[derive(Debug)]
+pub(super) struct Room {
+    /// In bytes.
+    size: u64,
+    patience: Duration,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    used: u64,
+    next_ticket: u64,
+    waiting: VecDeque<u64>,
+}
+
+/// A part of the room, returned on drop.
+#[derive(Debug)]
+struct Place<'a> {
+    room: &'a Room,
+    bytes: u64,
+}
+
+impl Room {
+    const fn new(size: u64, patience: Duration) -> Self {
+        let state = State { used: 0, next_ticket: 0, waiting: VecDeque::new() };
+        Self { size, patience, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// Locks. Poison is ignored: no code panics while it holds the lock.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a place of so many bytes.
+    ///
+    /// # Errors
+    /// `ResourceBusy` if too many wait, or if it takes too long.
+    fn take(&self, bytes: u64) -> io::Result<Place<'_>> {
+        let mut state = self.state();
+        let is_crowded = state.waiting.len() >= MAX_WAITING;
+        if !is_crowded {
+            let ticket = state.next_ticket;
+            state.next_ticket += 1;
+            state.waiting.push_back(ticket);
+            let must_wait =
+                |state: &mut State| state.waiting.front() != Some(&ticket) || state.used + bytes > self.size;
+            let waited = self.changed.wait_timeout_while(state, self.patience, must_wait);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let has_place = !must_wait(&mut state);
+            state.waiting.retain(|other| *other != ticket);
+            if has_place {
+                state.used += bytes;
+            }
+            drop(state);
+            // The next one is the first now.
+            self.changed.notify_all();
+            if has_place {
+                return Ok(Place { room: self, bytes });
+            }
+        }
+        let reason = format!(
+            "its zstd window has {} MiB, and other layers have used the {} MiB for large windows for {} s: pull again later, or compress it without --long and --ultra",
+            bytes >> 20,
+            self.size >> 20,
+            self.patience.as_secs()
+        );
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, reason))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.room.state().used -= self.bytes;
+        self.room.changed.notify_all();
+    }
+}
+
+/// Reads the content of all frames.
+pub(super) struct Frames<'a, R> {
+    input: &'a mut R,
+    decoder: Decoder<'static>,
+    in_frame: bool,
+    room: &'a Room,
+    /// For the window of the decoder.
+    place: Option<Place<'a>>,
+}
+
+impl<'a, R: Peek> Frames<'a, R> {
+    pub(super) fn new(input: &'a mut R, room: &'a Room) -> io::Result<Self> {
+        Ok(Self { input, decoder: Decoder::new()?, in_frame: false, room, place: None })
+    }
+
+    /// Prepares for the next frame; `false` if there is none.
+    fn begin(&mut self) -> io::Result<bool> {
+        let head = self.input.peek(MAX_HEADER);
+        if head.is_empty() {
+            return Ok(false);
+        }
+        // The decoder tells what is wrong with what is no frame, or with a window that is too large.
+        let window = window(head).filter(|window| (SMALL + 1..=LARGEST).contains(window)).unwrap_or(0);
+        let has = self.place.as_ref().map_or(0, |place| place.bytes);
+        if window > has || window == 0 && has > 0 {
+            // The old memory is freed before more is waited for: who waits must not have what others wait for.
+            self.decoder = Decoder::new()?;
+            self.place = None;
+            self.place = (window > 0).then(|| self.room.take(window)).transpose()?;
+        } else {
+            self.decoder.reinit()?;
+        }
+        self.in_frame = true;
+        Ok(true)
+    }
+}
+
+/// How many bytes the decoder keeps of a frame that begins like this: its window, or all of its content if that is less. `None`
+/// if it is no frame with content.
+fn window(head: &[u8]) -> Option<u64> {
+    let (&descriptor, rest) = head.strip_prefix(ZSTD_MAGIC)?.split_first()?;
+    let is_single_segment = descriptor & 1 << 5 != 0;
+    let (window, rest) = if is_single_segment {
+        (u64::MAX, rest)
+    } else {
+        let (&byte, rest) = rest.split_first()?;
+        let base = 1u64 << (10 + (byte >> 3));
+        (base + base / 8 * u64::from(byte & 7), rest)
+    };
+    let dictionary_id = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let rest = rest.get(dictionary_id..)?;
+    let size = match descriptor >> 6 {
+        0 if is_single_segment => u64::from(*rest.first()?),
+        0 => return Some(window),
+        1 => u64::from(u16::from_le_bytes(*rest.first_chunk()?)) + 256,
+        2 => u64::from(u32::from_le_bytes(*rest.first_chunk()?)),
+        _ => u64::from_le_bytes(*rest.first_chunk()?),
+    };
+    Some(window.min(size))
+}
+
+impl<R: Peek> Read for Frames<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while !into.is_empty() && (self.in_frame || self.begin()?) {
+            let input = self.input.fill_buf()?;
+            let is_end = input.is_empty();
+            let (mut taken, mut made) = (InBuffer::around(input), OutBuffer::around(&mut *into));
+            let hint = self.decoder.run(&mut taken, &mut made)?;
+            let (taken, made) = (taken.pos(), made.pos());
+            self.input.consume(taken);
+            self.in_frame = hint > 0;
+            if made > 0 {
+                return Ok(made);
+            }
+            if is_end && self.in_frame {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "incomplete frame"));
+            }
+        }
+        Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, Cursor, Write as _};
+    use zstd::zstd_safe::CParameter;
+
+    impl Peek for Cursor<Vec<u8>> {
+        fn peek(&mut self, length: usize) -> &[u8] {
+            let rest = self.fill_buf().unwrap();
+            &rest[..rest.len().min(length)]
+        }
+    }
+
+    /// A frame with this window. Like most programs that compress a stream, it does not state the size.
+    fn frame(content: &[u8], window_log: u32) -> Vec<u8> {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.set_parameter(CParameter::WindowLog(window_log)).unwrap();
+        encoder.write_all(content).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn decoded(stream: Vec<u8>, room: &Room) -> io::Result<Vec<u8>> {
+        let (mut input, mut content) = (Cursor::new(stream), Vec::new());
+        Frames::new(&mut input, room)?.read_to_end(&mut content)?;
+        Ok(content)
+    }
+
+    #[test]
+    fn the_window_is_that_of_the_header() {
+        assert_eq!(window(&frame(b"x", 23)), Some(8 << 20));
+        assert_eq!(window(&frame(b"x", 27)), Some(128 << 20));
+        // With a size of one, two and four bytes, all in a single segment.
+        for size in [5, 255, 256, 300, 70_000] {
+            let whole = zstd::bulk::compress(&vec![7; size], 1).unwrap();
+            assert_eq!(window(&whole), Some(size as u64));
+        }
+        // Window and size, with a dictionary's number between them.
+        let head = |descriptor: u8, rest: &[u8]| [ZSTD_MAGIC, &[descriptor], rest].concat();
+        assert_eq!(window(&head(0b1100_0011, &[0x81, 1, 2, 3, 4, 0, 0, 16, 0, 0, 0, 0, 0])), Some(1 << 20));
+        assert_eq!(window(&head(0, &[0x81])), Some(((1 << 26) / 8) * 9));
+        assert_eq!(window(&head(0, &[0xff])), Some(((1 << 41) / 8) * 15));
+        for head in
+            [head(0, &[]), head(0xc3, &[0x81, 1, 2, 3, 4, 0]), b"\x50\x2a\x4d\x18....".to_vec(), vec![]]
+        {
+            assert_eq!(window(&head), None, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn large_windows_share_the_room() {
+        let room = Room::new(64 << 20, Duration::ZERO);
+        let (small, large) = (frame(b"small ", 23), frame(b"large ", 26));
+        let mixed = [&small[..], &large, &large, &small, &large].concat();
+        assert_eq!(decoded(mixed.clone(), &room).unwrap(), b"small large large small large ");
+        assert_eq!(room.state().used, 0);
+        // Others have the room.
+        let place = room.take(1).unwrap();
+        assert_eq!(decoded(small, &room).unwrap(), b"small ");
+        let error = decoded(mixed, &room).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+        assert!(error.to_string().contains("64 MiB"), "{error}");
+        drop(place);
+        // One larger than any room is refused and not waited for.
+        let error = decoded(frame(b"x", 28), &room).unwrap_err();
+        assert!(error.to_string().contains("too much memory"), "{error}");
+        assert!(room.state().waiting.is_empty());
+    }
+
+    #[test]
+    fn places_are_given_in_the_order_of_requests() {
+        let room = Room::new(10, Duration::from_secs(3600));
+        let place = room.take(8).unwrap();
+        std::thread::scope(|scope| {
+            let waits = |number| {
+                while room.state().waiting.len() < number {
+                    std::thread::yield_now()
+                }
+            };
+            let large = scope.spawn(|| drop(room.take(10).unwrap()));
+            waits(1);
+            // It would fit, but then the large one might wait for ever.
+            let small = scope.spawn(|| drop(room.take(1).unwrap()));
+            waits(2);
+            assert!(!small.is_finished());
+            drop(place);
+            large.join().unwrap();
+            small.join().unwrap();
+        });
+        assert_eq!(room.state().used, 0);
+        room.state().waiting.extend(0..MAX_WAITING as u64);
+        assert_eq!(room.take(1).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+    }
+}
