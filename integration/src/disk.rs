@@ -40,7 +40,8 @@ impl Disk {
         drop(self);
         let disk = Self { at: at.clone(), image: copy };
         let place = disk.image.display().to_string();
-        command("mount", &["-o", "loop", &place, &at.display().to_string()]).context("mount a copy of an ext4")?;
+        command("mount", &["-o", "loop", &place, &at.display().to_string()])
+            .context("mount a copy of an ext4")?;
         Ok(disk)
     }
 
