@@ -136,24 +136,24 @@ impl Layout {
         self.exits_dir(pod).join(container.as_str())
     }
 
-    /// Creates the folders that belong to no single object, durably. If one exists with more permissions than 0700, they
-    /// are reduced. On a read-only file system the existing folders are used.
+    /// Creates the folders that belong to no single object, durably, with mode 0700, and 0711 for the run folder; existing
+    /// ones get that mode. On a read-only file system they are used as they are.
     ///
     /// # Errors
     /// [`Error::NotOurs`] if other software uses the root or the run folder, which is not changed then. Otherwise: which
     /// folder cannot be created.
     pub fn create(&self) -> Result<(), Error> {
-        own(&self.root, &ROOT_NAMES)?;
-        own(&self.run, &RUN_NAMES)?;
+        own(&self.root, &ROOT_NAMES, PRIVATE)?;
+        own(&self.run, &RUN_NAMES, PASSABLE)?;
         let durable =
             [self.pods_dir(), self.containers_dir(), self.network_dir(), self.images_dir(), self.aside_dir()];
         let mut made = false;
         for dir in durable.iter().chain([&self.shims_dir()]) {
-            made |= private(dir)?;
+            made |= private(dir, PRIVATE)?;
         }
         // An error is ignored, because a root that is full may have none, from an older version. Removals create it
         // later, or do without it.
-        made |= private(&self.trash_dir()).unwrap_or(false);
+        made |= private(&self.trash_dir(), PRIVATE).unwrap_or(false);
         if made {
             file::sync_dir(&self.root)?;
             if let Some(parent) = self.root.parent() {
@@ -205,7 +205,7 @@ const RUN_NAMES: [&str; 5] = ["lock", "copepod.sock", "shims", "spool", "lost+fo
 
 /// Creates one of the two top folders, or uses an existing one if it is ours: if it has our lock file, or no names but
 /// ours. A wrong argument (`--root /var/lib`) must not change the permissions of a folder that other software uses.
-fn own(dir: &Path, names: &[&str]) -> Result<(), Error> {
+fn own(dir: &Path, names: &[&str], mode: u32) -> Result<(), Error> {
     match fs::read_dir(dir) {
         Ok(entries) if !fs::symlink_metadata(dir.join("lock")).is_ok_and(|lock| lock.is_file()) => {
             for entry in entries {
@@ -225,13 +225,19 @@ fn own(dir: &Path, names: &[&str]) -> Result<(), Error> {
         }
         Err(error) => return Err(Error::io("list", dir)(error)),
     }
-    private(dir).map(drop)
+    private(dir, mode).map(drop)
 }
 
-/// Creates a folder with mode 0700, or reduces its permissions. Returns true if it is new.
-fn private(dir: &Path) -> Result<bool, Error> {
+/// Of folders that only the daemon's user enters.
+const PRIVATE: u32 = 0o700;
+/// Of the folder with the CRI socket, as containerd has it: who may use the socket is for the socket's own mode and group to
+/// say. Agents that are not root have the folder as a volume.
+const PASSABLE: u32 = 0o711;
+
+/// Creates a folder with this mode, or gives it that. Returns true if it is new.
+fn private(dir: &Path, mode: u32) -> Result<bool, Error> {
     let read_only = |error: &std::io::Error| error.raw_os_error() == Some(libc::EROFS);
-    let made = match fs::DirBuilder::new().mode(0o700).create(dir) {
+    let made = match fs::DirBuilder::new().mode(mode).create(dir) {
         Ok(()) => true,
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
         // It does not exist and cannot be created: readers treat it as empty.
@@ -242,8 +248,8 @@ fn private(dir: &Path) -> Result<bool, Error> {
     if !facts.is_dir() {
         return Err(Error::io("use", dir)(std::io::ErrorKind::NotADirectory.into()));
     }
-    if facts.permissions().mode() & 0o7777 != 0o700
-        && let Err(error) = fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+    if facts.permissions().mode() & 0o7777 != mode
+        && let Err(error) = fs::set_permissions(dir, fs::Permissions::from_mode(mode))
         && !read_only(&error)
     {
         return Err(Error::io("chmod", dir)(error));
@@ -291,7 +297,9 @@ mod tests {
         let layout = Layout::new(dir.path().join("root"), dir.path().join("run")).unwrap();
         layout.create().unwrap();
         layout.create().unwrap();
-        assert_eq!(fs::metadata(layout.root()).unwrap().permissions().mode() & 0o777, 0o700);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode(layout.root()), mode(&layout.run)), (0o700, 0o711));
+        assert_eq!((mode(&layout.shims_dir()), mode(&layout.pods_dir())), (0o700, 0o700));
         let pod = PodId::from_random([7; 32]);
         fs::create_dir(layout.pod_dir(&pod)).unwrap();
         fs::create_dir(layout.pods_dir().join("lost+found")).unwrap();
