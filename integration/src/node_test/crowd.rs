@@ -42,6 +42,9 @@ const KILL: Duration = secs(20);
 const MEMORY: u64 = 24 << 20;
 const QUOTA: u64 = 20_000;
 
+/// The image of [`shell`].
+const IMAGE: &str = "registry.test/busybox:1";
+
 fn staying() -> Vec<String> {
     (0..STAYING).map(|number| format!("stays-{number}")).collect()
 }
@@ -94,6 +97,8 @@ async fn calm(rig: &Rig) -> Result<()> {
 async fn pods_churn_while_copepod_is_killed(rig: &Rig) -> Result<()> {
     rig.node.network.install()?;
     calm(rig).await?;
+    // kubelet would ask for it a hundred times.
+    rig.node.cri.pull(IMAGE).await?;
     let begun = Instant::now();
     let all: Vec<String> = staying().into_iter().chain((0..BATCHES).flat_map(batch)).collect();
     apply(rig, &all)?;
