@@ -46,9 +46,10 @@ pub(crate) struct Reference {
 
 /// The script that prints the report; init then sleeps.
 pub(crate) fn script(init: bool) -> String {
+    // The status is read by the shell itself: while it starts another program, its signals are blocked for a moment.
     let report = r#"p=/proc/$$
 ls -l $p/fd
-sed 's/^/status /' $p/status
+while IFS= read -r line; do printf 'status %s\n' "$line"; done < $p/status
 sed 's/^/limit /' $p/limits
 sed 's/^/cgroup /' $p/cgroup
 for n in cgroup ipc mnt net pid pid_for_children time time_for_children user uts; do echo "ns $n: $(readlink $p/ns/$n)"; done

@@ -22,7 +22,7 @@ printf '[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclea
 
 # Nothing may run beside a test that the test did not start.
 for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
-  fstrim.timer systemd-tmpfiles-clean.timer nginx.service docker-registry.service containerd.service \
+  fstrim.timer systemd-tmpfiles-clean.timer nginx.service docker-registry.service tinyproxy.service containerd.service \
   getty@tty1.service systemd-timesyncd.service; do
   ln -sf /dev/null "$units/$unit"
 done

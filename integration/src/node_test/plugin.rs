@@ -76,7 +76,7 @@ impl Plugin {
             resource_name: RESOURCE.into(),
             options: Some(DevicePluginOptions {}),
         };
-        kubelet
+        registration
             .register(cri::bounded(request, wait::longer(secs(20))))
             .await
             .context("register the plugin")?;
