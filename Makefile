@@ -192,15 +192,19 @@ test-vm-smoke: ## The part of test-vm that CI runs
 # The tests themselves run in the daemon's domain, which is not confined, so that the tools that they call are not either.
 test-vm-selinux: VM_POLICY = selinux
 test-vm-selinux: VM_KERNEL = security=selinux enforcing=1
-test-vm-selinux: build harness grpcio clientgo ## SELinux tests in a guest that enforces Debian's policy (root); FILTER=substring VM_DRIVER
+# critest's specs about SELinux come after all tests.
+test-vm-selinux: SPECS = $(if $(FILTER),,$(CRITEST))
+test-vm-selinux: build harness grpcio clientgo ## SELinux tests in a guest that enforces Debian's policy (root); FILTER=substring VM_DRIVER, or CRITEST=path for its specs too
 	$(MAKE) --no-print-directory vm-image VM_POLICY=$(VM_POLICY)
-	$(VM_RUN) --files packaging/selinux --env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --env COPEPOD_TEST_SELINUX=1 \
-		--limit 1800 --silence 600 --run ' \
-		semodule -i selinux/copepod.cil && chcon -R system_u:object_r:bin_t:s0 bin && \
+	$(VM_RUN) --files packaging/selinux $(if $(SPECS),--files $(SPECS)) --env COPEPOD_TEST_SLOWNESS=$(VM_SLOWNESS) --env COPEPOD_TEST_SELINUX=1 \
+		--limit 3600 --silence 900 --run ' \
+		semodule -i selinux/copepod.cil && chcon -R system_u:object_r:bin_t:s0 bin $(if $(SPECS),critest) && \
 		chcon system_u:object_r:copepod_exec_t:s0 bin/copepod bin/integration || exit; \
 		for driver in $(VM_DRIVER); do \
 			echo "== cgroup driver $$driver"; \
-			COPEPOD_TEST_CGROUP_DRIVER=$$driver bin/integration test --bin-dir bin --filter "$(or $(FILTER),selinux::)" && continue; \
+			export COPEPOD_TEST_CGROUP_DRIVER=$$driver; \
+			bin/integration test --bin-dir bin --filter "$(or $(FILTER),selinux::)" $(if $(SPECS),&& \
+				bin/integration conformance --bin-dir bin --critest ./critest --focus SELinux --reports /var/tmp/$$driver) && continue; \
 			dmesg | grep "avc: *denied" | tail -n 40; exit 1; \
 		done'
 

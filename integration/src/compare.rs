@@ -44,12 +44,12 @@ pub(crate) struct Reference {
     pub(crate) exec: BTreeMap<String, String>,
 }
 
-/// The script that prints the report; init then sleeps. The status is read once the shell waits: all signals are blocked
-/// while the C library forks.
+/// The script that prints the report; init then sleeps.
 pub(crate) fn script(init: bool) -> String {
+    // The status is read by the shell itself: while it starts another program, its signals are blocked for a moment.
     let report = r#"p=/proc/$$
 ls -l $p/fd
-(until grep -q '^State:.S' $p/status; do :; done; sed 's/^/status /' $p/status)
+while IFS= read -r line; do printf 'status %s\n' "$line"; done < $p/status
 sed 's/^/limit /' $p/limits
 sed 's/^/cgroup /' $p/cgroup
 for n in cgroup ipc mnt net pid pid_for_children time time_for_children user uts; do echo "ns $n: $(readlink $p/ns/$n)"; done
@@ -68,8 +68,8 @@ echo "affinity: $(taskset -p $$ 2>&1 | sed 's/.*: //')"
 }
 
 /// Facts by name. `leaf` is the name of the container's cgroup, which differs by nature, as do pids, memory
-/// and namespace numbers. The line of a hybrid host's unified hierarchy is skipped: copepod has
-/// no leaf there.
+/// and namespace numbers. The line of a hybrid host's unified hierarchy is skipped: copepod leaves it to the
+/// service manager.
 #[expect(clippy::too_many_lines, reason = "a list of names, and one branch for each kind of line")]
 pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
     let mut facts = BTreeMap::new();

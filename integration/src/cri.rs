@@ -1,6 +1,6 @@
 //! The CRI client: gRPC over a unix socket, with a time limit on every call.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -50,6 +50,16 @@ pub(crate) fn bounded<T>(message: T, limit: Duration) -> Request<T> {
     request
 }
 
+/// A channel to the server on a unix socket, which is connected to when a call is made.
+pub(crate) fn channel(socket: &Path) -> Result<Channel> {
+    let socket = socket.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    Ok(Endpoint::try_from("http://localhost")?.connect_with_connector_lazy(connector))
+}
+
 /// Makes one call with the usual time limit.
 macro_rules! call {
     ($client:expr, $method:ident, $message:expr) => {
@@ -75,13 +85,7 @@ macro_rules! call {
 impl Cri {
     /// Connects on first use, and again after the daemon was restarted.
     pub(crate) fn connect(socket: &Path) -> Result<Self> {
-        let socket: PathBuf = socket.to_owned();
-        let channel = Endpoint::try_from("http://localhost")?.connect_with_connector_lazy(tower::service_fn(
-            move |_| {
-                let socket = socket.clone();
-                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            },
-        ));
+        let channel = channel(socket)?;
         Ok(Self {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),

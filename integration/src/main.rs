@@ -165,6 +165,9 @@ enum Command {
         /// Seed of critest's order of specs; another one for every run if absent.
         #[arg(long)]
         seed: Option<u32>,
+        /// Run only specs whose name contains this word.
+        #[arg(long, default_value = "")]
+        focus: String,
         /// Folder for critest's outputs and reports.
         #[arg(long)]
         reports: PathBuf,
@@ -309,8 +312,10 @@ fn run_tests(command: Command) -> Result<bool> {
                 let others = bench::Others { beside: &beside, endpoints: &endpoint, containerd };
                 bench::run(&bin_dir, &others, filter.as_deref()).await
             }
-            Command::Conformance { bin_dir, critest, seed, reports } => {
-                conformance::run(&bin_dir, &critest, seed, &reports).await
+            Command::Conformance { bin_dir, critest, seed, focus, reports } => {
+                let request =
+                    conformance::Request { critest: &critest, seed, focus: &focus, reports: &reports };
+                conformance::run(&bin_dir, &request).await
             }
             Command::Layout(arguments) => layout::run(&arguments).await,
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,

@@ -14,6 +14,11 @@ pub(crate) fn has_apparmor() -> bool {
     fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.trim() == "Y")
 }
 
+/// Whether the kernel has an SELinux policy.
+pub(crate) fn has_selinux() -> bool {
+    fs::exists("/sys/fs/selinux/enforce").unwrap_or(false)
+}
+
 /// One process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Process {

@@ -2,9 +2,9 @@
 //! so that a checkout without critest is held to it as well.
 //!
 //! One spec a line, its fields separated by ` | `: `pass | spec | tests`; `apparmor` instead of `pass` for a spec that is
-//! skipped where the host has no AppArmor; or `skip`, `fail` or `absent` with the reason
-//! before the tests. critest must give the reason itself when it skips or fails a spec; an absent spec must not be in
-//! its report. Tests are separated by spaces; `-` means none, which a spec that passes may not have.
+//! skipped where the host has no AppArmor, and `selinux` for one that critest does not have where there is no SELinux; or
+//! `skip` or `fail` with the reason before the tests, which critest must give itself. Tests are separated by spaces; `-` means
+//! none, which a spec that passes may not have.
 
 use std::collections::BTreeMap;
 
@@ -27,8 +27,8 @@ pub(super) enum Wanted {
     Skip(&'static str),
     /// It fails, with this in its message.
     Fail(&'static str),
-    /// critest does not have it on this host.
-    Absent,
+    /// It passes with SELinux; on a host without, critest does not have it.
+    SeLinux,
 }
 
 /// One line.
@@ -81,11 +81,13 @@ fn row(line: &'static str) -> Result<Row> {
         ["apparmor", spec, tests] => (spec, Wanted::AppArmor, tests),
         ["skip", spec, reason, tests] => (spec, Wanted::Skip(reason), tests),
         ["fail", spec, reason, tests] => (spec, Wanted::Fail(reason), tests),
-        ["absent", spec, _, tests] => (spec, Wanted::Absent, tests),
-        _ => bail!("neither `pass | spec | tests` nor `skip, fail or absent | spec | reason | tests`"),
+        ["selinux", spec, tests] => (spec, Wanted::SeLinux, tests),
+        _ => bail!(
+            "neither `pass, apparmor or selinux | spec | tests` nor `skip or fail | spec | reason | tests`"
+        ),
     };
     let tests: Vec<&str> = if tests == "-" { Vec::new() } else { tests.split(' ').collect() };
-    let may_pass = matches!(wanted, Wanted::Pass | Wanted::AppArmor);
+    let may_pass = matches!(wanted, Wanted::Pass | Wanted::AppArmor | Wanted::SeLinux);
     ensure!(!tests.is_empty() || !may_pass, "no test of ours asserts what this spec asserts");
     ensure!(!spec.is_empty() && tests.iter().all(|test| !test.is_empty()), "an empty field");
     Ok(Row { spec, wanted, tests })
@@ -94,21 +96,35 @@ fn row(line: &'static str) -> Result<Row> {
 /// What critest says when it skips a spec for want of AppArmor.
 const NO_APPARMOR: &str = "AppArmor is disabled on this host";
 
-/// What differs between a report and the file, one line each, on a host with AppArmor or without.
-pub(super) fn differences(rows: &[Row], specs: &[Spec], apparmor: bool) -> Vec<String> {
+/// What a host has, and which specs were run there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scope<'a> {
+    /// Whether it has AppArmor.
+    pub(super) apparmor: bool,
+    /// Whether it has SELinux.
+    pub(super) selinux: bool,
+    /// Only specs with this in their names.
+    pub(super) focus: &'a str,
+}
+
+/// What differs between a report and the file, one line each.
+pub(super) fn differences(rows: &[Row], specs: &[Spec], scope: Scope<'_>) -> Vec<String> {
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.spec.contains(scope.focus)).collect();
+    let specs = specs.iter().filter(|spec| spec.name.contains(scope.focus));
     let unknown = specs
-        .iter()
+        .clone()
         .filter(|spec| !rows.iter().any(|row| row.spec == spec.name))
         .map(|spec| format!("{}: not in expected.txt; {}", spec.name, spec.outcome));
     let different = rows.iter().filter_map(|row| {
-        let outcome = specs.iter().find(|spec| spec.name == row.spec).map(|spec| &spec.outcome);
+        let outcome = specs.clone().find(|spec| spec.name == row.spec).map(|spec| &spec.outcome);
         let wanted = match row.wanted {
-            Wanted::AppArmor if apparmor => Wanted::Pass,
-            Wanted::AppArmor => Wanted::Skip(NO_APPARMOR),
+            Wanted::AppArmor if !scope.apparmor => Wanted::Skip(NO_APPARMOR),
+            Wanted::AppArmor => Wanted::Pass,
+            Wanted::SeLinux if scope.selinux => Wanted::Pass,
             other => other,
         };
         let as_wanted = match (wanted, outcome) {
-            (Wanted::Pass, Some(Outcome::Passed)) | (Wanted::Absent, None) => true,
+            (Wanted::Pass, Some(Outcome::Passed)) | (Wanted::SeLinux, None) => true,
             (Wanted::Skip(reason), Some(Outcome::Skipped(given)))
             | (Wanted::Fail(reason), Some(Outcome::Failed(given))) => given.contains(reason),
             _ => false,
@@ -143,7 +159,7 @@ mod tests {
         assert_eq!(count(|wanted| matches!(wanted, Wanted::Fail(_))), 1);
         let skipped = rows
             .iter()
-            .filter(|row| matches!(row.wanted, Wanted::Skip(_) | Wanted::Absent | Wanted::AppArmor));
+            .filter(|row| matches!(row.wanted, Wanted::Skip(_) | Wanted::SeLinux | Wanted::AppArmor));
         for row in skipped {
             let known = ["AppArmor", "SELinux", "NRI", "benchmark"];
             assert!(known.iter().any(|part| row.spec.contains(part)), "{}", row.spec);
@@ -172,10 +188,12 @@ mod tests {
     #[test]
     fn every_difference_is_found() {
         let rows = parse(
-            "pass | a | t::a\nskip | b | no socket | -\nfail | c | not found | t::c\nabsent | d | none | -\n\
+            "pass | a | t::a\nskip | b | no socket | -\nfail | c | not found | t::c\nselinux | d | t::d\n\
              apparmor | f | t::f\n",
         )
         .unwrap();
+        let scope = |apparmor, selinux, focus| Scope { apparmor, selinux, focus };
+        let (neither, apparmor) = (scope(false, false, ""), scope(true, false, ""));
         let as_wanted = [
             spec("a", Outcome::Passed),
             spec("b", Outcome::Skipped(String::from("there is no socket"))),
@@ -183,10 +201,10 @@ mod tests {
         ];
         let with = |outcome: Outcome| [as_wanted.as_slice(), &[spec("f", outcome)]].concat();
         let skipped = || Outcome::Skipped(String::from(NO_APPARMOR));
-        assert_eq!(differences(&rows, &with(skipped()), false), Vec::<String>::new());
-        assert_eq!(differences(&rows, &with(Outcome::Passed), true), Vec::<String>::new());
-        assert_eq!(differences(&rows, &with(skipped()), true).len(), 1);
-        assert_eq!(differences(&rows, &with(Outcome::Passed), false).len(), 1);
+        assert_eq!(differences(&rows, &with(skipped()), neither), Vec::<String>::new());
+        assert_eq!(differences(&rows, &with(Outcome::Passed), apparmor), Vec::<String>::new());
+        assert_eq!(differences(&rows, &with(skipped()), apparmor).len(), 1);
+        assert_eq!(differences(&rows, &with(Outcome::Passed), neither).len(), 1);
         let other = [
             spec("a", Outcome::Skipped(String::from("no socket"))),
             spec("b", Outcome::Skipped(String::from("not today"))),
@@ -194,7 +212,10 @@ mod tests {
             spec("d", Outcome::Passed),
             spec("e", Outcome::Passed),
         ];
-        assert_eq!(differences(&rows, &other, false).len(), 6);
-        assert_eq!(differences(&rows, &[], false).len(), 4);
+        assert_eq!(differences(&rows, &other, neither).len(), 6);
+        assert_eq!(differences(&rows, &[], neither).len(), 4);
+        // Of all these, those of SELinux alone.
+        assert_eq!(differences(&rows, &other, scope(false, true, "d")), Vec::<String>::new());
+        assert_eq!(differences(&rows, &[], scope(false, true, "d")).len(), 1);
     }
 }

@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result};
 use crate::census::Census;
 use crate::fixture::Fixture;
 use crate::node::{Node, Options};
+use expected::Scope;
 pub(crate) use expected::missing;
 use report::{Outcome, Spec};
 
@@ -60,9 +61,22 @@ impl fmt::Display for Transport {
     }
 }
 
+/// How critest is run.
+#[derive(Debug)]
+pub(crate) struct Request<'a> {
+    /// Its binary.
+    pub(crate) critest: &'a Path,
+    /// The seed of the order of its specs; another one for every run if `None`.
+    pub(crate) seed: Option<u32>,
+    /// Only specs with this in their names: all, if it is empty.
+    pub(crate) focus: &'a str,
+    /// Where its outputs and reports stay.
+    pub(crate) reports: &'a Path,
+}
+
 /// Runs critest with both protocols; `Ok(false)` if a result differs from the file or something is left behind.
-/// Outputs and reports stay in `reports`.
-pub(crate) async fn run(bin: &Path, critest: &Path, seed: Option<u32>, reports: &Path) -> Result<bool> {
+pub(crate) async fn run(bin: &Path, request: &Request<'_>) -> Result<bool> {
+    let Request { critest, seed, focus, reports } = *request;
     let rows = expected::rows()?;
     let critest = fs::canonicalize(critest).with_context(|| format!("critest at {}", critest.display()))?;
     fs::create_dir_all(reports)?;
@@ -80,12 +94,13 @@ pub(crate) async fn run(bin: &Path, critest: &Path, seed: Option<u32>, reports: 
         begun.elapsed().as_secs_f32()
     );
     let order = Order::new(seed);
+    let scope = Scope { apparmor: crate::proc::has_apparmor(), selinux: crate::proc::has_selinux(), focus };
     let mut good = true;
     for transport in [Transport::Spdy, Transport::WebSocket] {
         let start = Instant::now();
         println!("{transport}: critest in random order, seed {}", order.0);
-        let specs = report::run(&critest, &node.paths.socket, transport, order, &reports).await?;
-        let differences = expected::differences(&rows, &specs, crate::proc::has_apparmor());
+        let specs = report::run(&critest, &node.paths.socket, transport, order, focus, &reports).await?;
+        let differences = expected::differences(&rows, &specs, scope);
         print(transport, &specs, &differences, start);
         good &= differences.is_empty();
     }

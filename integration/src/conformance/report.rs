@@ -45,13 +45,14 @@ pub(super) struct Spec {
     pub(super) outcome: Outcome,
 }
 
-/// Runs critest and returns its specs. Its output and its report are `<transport>.log` and `<transport>.json` in
+/// Runs critest and returns its specs; it skips those without `focus` in their names. Its output and its report are `<transport>.log` and `<transport>.json` in
 /// `reports`. That specs fail is no error here.
 pub(super) async fn run(
     critest: &Path,
     socket: &Path,
     transport: Transport,
     order: Order,
+    focus: &str,
     reports: &Path,
 ) -> Result<Vec<Spec>> {
     let (log, json) = (reports.join(format!("{transport}.log")), reports.join(format!("{transport}.json")));
@@ -69,6 +70,7 @@ pub(super) async fn run(
         .arg(format!("--ginkgo.json-report={}", json.display()))
         .args(["--ginkgo.randomize-all", "--ginkgo.no-color"])
         .args(transport.flags())
+        .args((!focus.is_empty()).then(|| format!("--ginkgo.focus={focus}")))
         .stdin(Stdio::null())
         .stdout(out.try_clone()?)
         .stderr(out)

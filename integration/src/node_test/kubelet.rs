@@ -125,7 +125,7 @@ impl Kubelet {
             // The API server connects to the node's address.
             "address": self.address, "port": self.secure,
             "readOnlyPort": self.read_only, "healthzPort": free_port()?, "containerLogMaxSize": "20Ki", "containerLogMaxFiles": 20,
-            "containerLogMonitorInterval": "3s", "runtimeRequestTimeout": "30s", "serializeImagePulls": false, "maxPods": 200,
+            "containerLogMonitorInterval": "3s", "runtimeRequestTimeout": format!("{}s", wait::longer(wait::secs(30)).as_secs()), "serializeImagePulls": false, "maxPods": 200,
             "clusterDNS": ["10.96.0.10"], "clusterDomain": "cluster.local",
             "volumePluginDir": self.dir.join("volume-plugins"), "shutdownGracePeriod": "0s", "memorySwap": {},
         });

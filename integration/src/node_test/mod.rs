@@ -8,11 +8,13 @@ mod churn;
 mod cpus;
 mod crowd;
 mod dead;
+mod devices;
 mod gates;
 pub(crate) mod kubelet;
 pub(crate) mod kubepods;
 pub(crate) mod manifests;
 mod memory;
+mod plugin;
 mod qos;
 mod users;
 mod view;
@@ -21,7 +23,7 @@ use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -48,12 +50,18 @@ pub(crate) type Work<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>
 pub(crate) struct Check<R = Rig> {
     name: &'static str,
     run: for<'a> fn(&'a R) -> Work<'a>,
+    limit: Duration,
 }
 
 impl<R> Check<R> {
     /// A check.
     pub(crate) fn new(name: &'static str, run: for<'a> fn(&'a R) -> Work<'a>) -> Self {
-        Self { name, run }
+        Self { name, run, limit: LIMIT }
+    }
+
+    /// The check with another time limit.
+    pub(crate) fn within(self, limit: Duration) -> Self {
+        Self { limit, ..self }
     }
 }
 
@@ -65,8 +73,8 @@ macro_rules! check {
 }
 pub(crate) use check;
 
-/// Time limit of one check.
-const LIMIT: std::time::Duration = std::time::Duration::from_secs(150);
+/// Time limit of one check that has none of its own.
+const LIMIT: Duration = Duration::from_secs(150);
 
 /// The round that runs only if it or its check is named.
 const CROWD: &str = "crowd";
@@ -88,6 +96,7 @@ fn rounds(filter: Option<&str>) -> Result<Vec<Round>> {
         .chain(users::all())
         .chain(churn::all())
         .chain(qos::all())
+        .chain(devices::all())
         .chain(cpus::all())
         .chain(memory::all())
         .collect();
@@ -180,9 +189,9 @@ pub(crate) async fn judge<R>(checks: Vec<Check<R>>, rig: &R) -> (usize, Vec<&'st
     let (mut passed, mut failed) = (0, Vec::new());
     for check in checks {
         let start = Instant::now();
-        let outcome = match crate::wait::timeout(LIMIT, (check.run)(rig)).await {
+        let outcome = match crate::wait::timeout(check.limit, (check.run)(rig)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(anyhow::anyhow!("did not end within {LIMIT:?}")),
+            Err(_) => Err(anyhow::anyhow!("did not end within {:?}", crate::wait::longer(check.limit))),
         };
         let seconds = start.elapsed().as_secs_f32();
         match outcome {
