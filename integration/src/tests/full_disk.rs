@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use cri_api::v1::PodSandboxState;
+use tonic::Code;
 
 use crate::context::Context;
 use crate::disk;
@@ -238,6 +239,12 @@ async fn image_removed_on_a_full_disk_stays_removed(cx: Context) -> Result<()> {
     let (one, two) = (Fixture::image("number-1"), Fixture::image("number-2"));
     cx.cri.pull(&one).await?;
     cx.cri.pull(&two).await?;
+    disk.fill()?;
+    let refused = cx.cri.pull(&Fixture::image("number-3")).await.err().context("a pull on a full disk")?;
+    ensure!(
+        refused.code() == Code::ResourceExhausted && refused.message().contains("copepod image prune"),
+        "a pull on a full disk ended with {refused}"
+    );
     disk.fill()?;
     cx.cri.remove_image(&one).await.context("RemoveImage on a full disk")?;
     let images = cx.cri.images().await?;

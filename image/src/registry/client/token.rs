@@ -111,7 +111,7 @@ fn moved(mut request: Request<Full<Bytes>>, target: Uri) -> Result<Request<Full<
     let same_host = from.host() == target.host() && from.port_u16() == target.port_u16();
     let has_tls = target.scheme_str() == Some("https");
     let host = target.authority().map_or("", |authority| authority.as_str());
-    if !has_tls && !(same_host && from.scheme() == target.scheme()) {
+    if !(has_tls || same_host && from.scheme() == target.scheme()) {
         return Err(Fault::Final(format!("redirect to {host} by http, where a token is not safe")));
     }
     if !same_host {
