@@ -37,7 +37,7 @@ const CALM: Duration = Duration::from_secs(2);
 /// Measures memory without and with pods, the stats of all pods, and a restart of the daemon.
 #[expect(clippy::too_many_lines, reason = "one measurement in its order")]
 pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
-    let mut idle = Measure::new("daemon PSS, idle", 15.0, Unit::Mib);
+    let mut idle = Measure::new("daemon PSS, idle", 8.0, Unit::Mib);
     let mut grown = Measure::new("daemon PSS, growth by 20 pods", 2.0, Unit::Mib);
     let mut own = Measure::new("PSS per pod, shim and pause", 0.3, Unit::Mib);
     let mut kernel = Measure::new("kernel memory per pod (meminfo)", 0.0, Unit::Mib);
