@@ -101,7 +101,7 @@ pub(crate) fn seen(text: &str, leaf: &str, parent: &str) -> Facts {
     let known = |line: &&str| {
         ["cgroup ", "mount ", "folder ", "device ", "writable"].iter().any(|word| line.starts_with(word))
     };
-    // On a hybrid host, v2's line: copepod has no leaf there.
+    // On a hybrid host, v2's line: copepod leaves that hierarchy to the service manager.
     let is_managers = |line: &&str| !cgroup::is_v2() && line.starts_with("cgroup :");
     let pairs = neutral.lines().filter(|line| !is_managers(line)).filter(known).filter_map(|line| {
         let at = if line.starts_with("device ") { line.find(": mknod")? } else { line.find(':')? };

@@ -62,13 +62,15 @@ pub(super) fn hierarchies(
         Ok(found) => return Ok((Version::V1, found)),
         Err(missing) => missing,
     };
-    let Some(mount) = unified_mount(mountinfo) else {
+    let mounts = sys::mountinfo::mounts(mountinfo);
+    let Some(mount) = mounts.into_iter().find(|mount| mount.kind == "cgroup2" && mount.root == "/") else {
         let missing = format!(
             "the v1 controllers {missing} are not mounted, and neither is cgroup v2 (looked for in \
             /proc/self/mountinfo)"
         );
         return Err(Error::Host { missing });
     };
+    let mount = mount.point();
     let listed = controllers(&mount)?;
     let listed = listed.split_ascii_whitespace();
     let unified = Hierarchy {
@@ -87,19 +89,6 @@ pub(super) fn hierarchies(
         unified.mount.display()
     );
     Err(Error::Host { missing })
-}
-
-/// Where v2 is mounted.
-fn unified_mount(mountinfo: &str) -> Option<PathBuf> {
-    let mounts = sys::mountinfo::mounts(mountinfo);
-    let mount = mounts.into_iter().find(|mount| mount.kind == "cgroup2" && mount.root == "/")?;
-    Some(mount.point())
-}
-
-/// The hierarchy of v2 on a hybrid host, beside those of v1, which have the controllers.
-pub(super) fn beside(version: Version, mountinfo: &str) -> Option<Hierarchy> {
-    let mount = unified_mount(mountinfo).filter(|_| version == Version::V1)?;
-    Some(Hierarchy { name: String::new(), controllers: Vec::new(), mount })
 }
 
 /// The hierarchies of v1, or which controllers are missing.
@@ -168,10 +157,6 @@ mod tests {
         assert!(found[0].has("cpu") && found[0].has("cpuacct") && !found[0].is_named());
         assert!(found[5].is_named());
         assert_eq!(found[4].folder("/a/b"), PathBuf::from("/sys/fs/cgroup/memory/a/b"));
-        let unified = beside(version, HYBRID).unwrap();
-        assert_eq!(unified.folder("/a"), PathBuf::from("/sys/fs/cgroup/unified/a"));
-        assert_eq!(beside(Version::V1, &HYBRID.replace("cgroup2", "other")), None);
-        assert_eq!(beside(Version::V2, UNIFIED), None, "it is no other hierarchy there");
     }
 
     /// The mount point of a named hierarchy need not have its name.

@@ -1,8 +1,7 @@
 //! Cgroups of containers and shims: creating, limiting, killing, removing. Blocking; callers use a lane.
 //!
-//! Version 1, alone or hybrid, or version 2. (Hybrid means that cgroup2 is mounted too. Shims start in it then, outside the
-//! daemon's service, and what they start stays there: leaves would have to be joined by `cgroup.procs`, which waits for an
-//! RCU grace period.) [`Cgroups::detect`] finds out which,
+//! Version 1, alone or hybrid, or version 2. (Hybrid means that cgroup2 is mounted too. Nothing of ours joins it then: it
+//! has no `tasks` file, and joining by `cgroup.procs` waits for an RCU grace period.) [`Cgroups::detect`] finds out which,
 //! and outside only the statistics ask: `spec` computes what is to be written, `v1` and `v2` know how folders are made, and
 //! a v2 host is one with a single hierarchy. Everything here uses plain files and no crate: libcontainer's own handling adds 15 ms to a
 //! cold create, and cgroups-rs brings a D-Bus client and a second nix. Only with the driver systemd a pod has a scope, for which
@@ -67,9 +66,6 @@ pub(crate) enum Driver {
 pub(crate) struct Cgroups {
     version: Version,
     hierarchies: Vec<Hierarchy>,
-    /// On a hybrid host the hierarchy of v2. There the service manager finds the processes of a service: it sends them
-    /// signals (`systemctl kill`), and moves them in the hierarchies of v1 when the service's controllers change.
-    beside: Option<Hierarchy>,
     driver: Driver,
 }
 
@@ -80,8 +76,7 @@ impl Cgroups {
         let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
         let controllers = |folder: &Path| files::read(&folder.join("cgroup.controllers"));
         let (version, hierarchies) = detect::hierarchies(&text, controllers)?;
-        let beside = detect::beside(version, &text);
-        Ok(Self { version, hierarchies, beside, driver: Driver::Cgroupfs })
+        Ok(Self { version, hierarchies, driver: Driver::Cgroupfs })
     }
 
     /// The same with the configured driver. Blocking, for a bounded time.
@@ -199,26 +194,23 @@ impl Cgroups {
     }
 
     /// Creates `/copepod/<pod>` for a shim, outside kubelet's tree. On v1 in the named hierarchies (so that the service
-    /// manager does not touch it), memory and pids; on a hybrid host also a cgroup of v2, for all processes of the pod.
-    /// Existing ones are kept.
+    /// manager does not touch it), memory and pids. Existing ones are kept.
     pub(crate) fn create_shim(&self, pod: &PodId) -> Result<ShimCgroup, Error> {
         let wanted =
             |hierarchy: &&Hierarchy| hierarchy.is_named() || hierarchy.has("memory") || hierarchy.has("pids");
         let path = shim_path(pod);
         let chosen = self.hierarchies.iter().filter(wanted);
-        let open = |hierarchy: &Hierarchy, path: &str| {
-            let folder = v2::ensure(hierarchy, path)?;
-            File::open(&folder).map(OwnedFd::from).map_err(|source| Error::io("open", folder, source))
-        };
         match self.version {
             Version::V1 => {
                 let join = chosen.map(|hierarchy| v1::ensure(hierarchy, &path)).collect::<Result<_, _>>()?;
-                let beside = self.beside.as_ref().map(|hierarchy| open(hierarchy, &names::hybrid_path(pod)));
-                Ok(ShimCgroup { start_in: beside.transpose()?, join })
+                Ok(ShimCgroup { start_in: None, join })
             }
             Version::V2 => {
-                let start_in = chosen.map(|hierarchy| open(hierarchy, &path)).next().transpose()?;
-                Ok(ShimCgroup { start_in, join: Vec::new() })
+                let open = |hierarchy| {
+                    let folder = v2::ensure(hierarchy, &path)?;
+                    File::open(&folder).map(OwnedFd::from).map_err(|source| Error::io("open", folder, source))
+                };
+                Ok(ShimCgroup { start_in: chosen.map(open).next().transpose()?, join: Vec::new() })
             }
         }
     }
@@ -253,10 +245,6 @@ impl Cgroups {
     pub(crate) fn remove_pod(&self, pod: &PodRecord) -> Result<(), Error> {
         let mut failures = Failures::default();
         failures.note(self.remove(&shim_path(&pod.id)));
-        let beside = self.beside.as_slice();
-        let until = Instant::now() + REMOVE_LIMIT;
-        failures.note(kill::remove(beside, &names::hybrid_path(&pod.id), until));
-        kill::remove_root(beside, names::HYBRID_ROOT);
         if !pod.scope.is_empty() {
             failures.note(self.kill_all(&pod.scope));
             failures.note(kill::remove_below(&self.hierarchies, &pod.scope, Instant::now() + REMOVE_LIMIT));

@@ -8,8 +8,6 @@ use spec::slice;
 
 /// Parent of shims' cgroups: `/copepod/<pod id>`.
 pub(crate) const SHIM_ROOT: &str = "/copepod";
-/// On hybrid hosts, parent of the cgroups of v2 with all processes of a pod: `/copepod-hybrid/<pod id>`.
-pub(super) const HYBRID_ROOT: &str = "/copepod-hybrid";
 /// Parent of pods without a `cgroup_parent`: `/copepod-pods/<pod id>`. Separate from the shims, so that limits
 /// of a pod do not apply to its shim.
 pub(crate) const DEFAULT_PARENT: &str = "/copepod-pods";
@@ -35,11 +33,6 @@ const QOS: [&str; 6] = [
 /// Path of a shim's cgroup.
 pub(crate) fn shim_path(pod: &PodId) -> String {
     format!("{SHIM_ROOT}/{pod}")
-}
-
-/// Path of the cgroup of v2 with all processes of a pod, on a hybrid host.
-pub(super) fn hybrid_path(pod: &PodId) -> String {
-    format!("{HYBRID_ROOT}/{pod}")
 }
 
 pub(super) fn default_parent(pod: &PodId) -> String {
@@ -223,7 +216,7 @@ mod tests {
     #[test]
     fn paths_where_kubelet_looks_for_pods_are_refused() {
         let pod = PodId::from_random([0xab; 32]);
-        for ours in [shim_path(&pod), hybrid_path(&pod), default_parent(&pod)] {
+        for ours in [shim_path(&pod), default_parent(&pod)] {
             check(&ours).unwrap();
             assert!(!ours.split('/').any(|part| QOS.contains(&part)), "{ours}");
         }

@@ -64,35 +64,6 @@ fn limits(resources: &Resources) -> Limits {
     Limits { writes: spec::resources::v1(resources, Mode::Create), devices }
 }
 
-/// On a hybrid host a pod's processes would otherwise be those of the daemon's service.
-#[test]
-fn a_shim_starts_outside_of_the_daemons_service() {
-    let cgroups = Cgroups::detect().unwrap();
-    let pod = PodId::from_random([0xa7; 32]);
-    let shim = cgroups.create_shim(&pod).unwrap();
-    assert_eq!(shim.start_in.is_some(), cgroups.beside.is_some(), "{:?}", cgroups.beside);
-    let folder = cgroups.beside.as_ref().map(|hierarchy| hierarchy.folder(&names::hybrid_path(&pod)));
-    assert!(folder.as_ref().is_none_or(|folder| folder.join("cgroup.procs").is_file()), "{folder:?}");
-    let child = sys::spawn::spawn(&sys::spawn::Program {
-        binary: sys::spawn::Binary::Path(c"/bin/sleep"),
-        args: &[c"sleep".to_owned(), c"300".to_owned()],
-        env: &[],
-        stdio: [None, None, None],
-        fds: &[],
-        cgroup: shim.start_in.as_ref().map(|folder| folder.as_fd()),
-    })
-    .unwrap();
-    let text = sys::proc::cgroups(child.pid).unwrap();
-    sys::pidfd::send_signal(child.pidfd.as_fd(), 9).unwrap();
-    let ended = rustix::process::WaitIdOptions::EXITED;
-    rustix::process::waitid(rustix::process::WaitId::PidFd(child.pidfd.as_fd()), ended).unwrap();
-    let is_there =
-        sys::proc::cgroup_paths(&String::from_utf8_lossy(&text)).any(|path| path == names::hybrid_path(&pod));
-    assert_eq!(is_there, cgroups.beside.is_some(), "{}", String::from_utf8_lossy(&text));
-    cgroups.remove_pod(&PodRecord::new(pod, PodConfig::default(), 1)).unwrap();
-    assert!(folder.is_none_or(|folder| !folder.exists()));
-}
-
 #[test]
 fn privileged_leaf_limits_kill_and_remove() {
     let cgroup = TestCgroup::new("leaf");
