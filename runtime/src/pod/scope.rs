@@ -13,11 +13,14 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 use sys::spawn::Child;
 
 /// How long a holder that was killed may take to end.
 const END: Duration = Duration::from_secs(2);
+/// How long systemd may take to remove a scope in which the last process has ended.
+const LEAVE: Duration = Duration::from_secs(1);
 const SIGKILL: i32 = 9;
 
 /// A running holder, which is killed when this is dropped.
@@ -42,10 +45,8 @@ pub(super) async fn create(context: &Arc<Context>, record: &PodRecord) -> Result
         let holder = Holder::start(&context, &record, None)?;
         failpoint::hit("pod.holder");
         if let Err(error) = context.cgroups.create_scope(&record, holder.pid()) {
-            if holder.has_ended()
-                && let Err(left) = let_end(&context, &record)
-            {
-                tracing::warn!(error = %left.text(), "a scope that nothing is in is left to systemd");
+            if holder.has_ended() {
+                let_end_or_warn(&context, &record);
             }
             return Err(holder.explain(error.into()));
         }
@@ -53,6 +54,29 @@ pub(super) async fn create(context: &Arc<Context>, record: &PodRecord) -> Result
         Ok(Some(holder))
     };
     lanes::run(lanes::systemd(), id.as_str(), "make the pod's scope", work).await
+}
+
+/// Waits until systemd has removed the scope of a pod that pause may never have been in, and sees to it that systemd does. The
+/// daemon may have been killed while systemd made the scope, and its holder with it. Blocking, for about a second.
+pub(super) fn leave(context: &Context, record: &PodRecord) {
+    if record.scope.is_empty() || record.pause_pid != 0 {
+        return;
+    }
+    let Some(folder) = context.cgroups.folder("memory", &record.scope) else { return };
+    let until = Instant::now() + LEAVE;
+    while folder.exists() {
+        if Instant::now() > until {
+            let_end_or_warn(context, record);
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn let_end_or_warn(context: &Context, record: &PodRecord) {
+    if let Err(left) = let_end(context, record) {
+        tracing::warn!(error = %left.text(), "a scope that nothing is in is left to systemd");
+    }
 }
 
 /// Lets a process start and end in a scope whose holder had ended before systemd moved it there. The kernel moves no process

@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::life::{ExitReport, Leaf, TornDown};
-use super::{exit, parallel, stop};
+use super::{exit, parallel, scope, stop};
 use crate::cgroups::{leaf_path, pod_parent};
 use crate::clock::now;
 use crate::error::Error;
@@ -223,6 +223,9 @@ async fn remove_cgroups(
         let leaves = leaves.into_iter().chain(pause_leaf(&record));
         errors.extend(context.cgroups.remove_all(leaves).into_iter().map(Error::from));
         errors.extend(context.cgroups.remove_pod(&record).err().map(Error::from));
+        if errors.is_empty() {
+            scope::leave(&context, &record);
+        }
         Ok(errors)
     });
     removed.await.unwrap_or_else(|error| vec![error])
