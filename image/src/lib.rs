@@ -268,8 +268,11 @@ impl ImageStore {
             Ok(())
         });
         match waited.await {
-            // The image is removed all the same.
-            Err(Error::Threads { .. }) => Ok(()),
+            // The image is removed all the same, and the next change of images writes the index.
+            Err(error @ Error::Threads { .. }) => {
+                tracing::warn!(%error, "the disk space of a removed image was not waited for");
+                Ok(())
+            }
             waited => waited,
         }
     }

@@ -15,7 +15,7 @@ pub(crate) struct Reserve {
     /// In bytes.
     bytes: u64,
     inodes: u64,
-    /// If a smaller file system has less than so many times the reserve, one part of so many stays free.
+    /// A file system smaller than `part` times this keeps a `part`th of itself free.
     part: u64,
     /// The free space is looked up again after so many written bytes. Several writers may write as much beyond the reserve.
     step: u64,

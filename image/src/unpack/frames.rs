@@ -2,26 +2,29 @@
 //!
 //! A decoder keeps as much of what it has made as the frame's window states, up to 128 MiB. RFC 8878 asks decoders for 8 MiB
 //! and encoders not to need more, so that much every transfer may have, and their number is limited. Larger windows share
-//! one room: a frame with one waits until there is place for it, and no other frame waits for it.
+//! one room: a frame with one waits until there is place for it. Frames with small windows never wait.
 
 use super::ZSTD_MAGIC;
 use super::gzip::Peek;
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-use zstd::stream::raw::{Decoder, InBuffer, Operation as _, OutBuffer};
+use std::time::{Duration, Instant};
+use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer};
 
 /// Largest window that needs no place in the room, in bytes.
 const SMALL: u64 = 8 << 20;
-/// Largest window, in bytes. The decoder refuses larger ones.
-const LARGEST: u64 = 128 << 20;
+/// Largest window, in bytes, and its logarithm. The decoder refuses larger ones.
+const LARGEST: u64 = 1 << LARGEST_LOG;
+const LARGEST_LOG: u32 = 27;
 /// Longest header of a frame, in bytes.
 const MAX_HEADER: usize = 18;
-/// How long a frame waits for its place, as long as a transfer may stall.
-const PATIENCE: Duration = Duration::from_secs(300);
-/// Maximum number of frames that wait. Each has a thread.
-const MAX_WAITING: usize = 16;
+/// How long a frame waits for its place. Those before it make progress, or their transfers are given up.
+const PATIENCE: Duration = Duration::from_secs(3600);
+/// How often a frame that waits looks whether its pull has been cancelled.
+const LOOK: Duration = Duration::from_secs(1);
+/// Maximum number of frames that wait. Each has a thread, and pulls have as many.
+const MAX_WAITING: usize = 64;
 
 /// The memory for large windows of the whole process.
 pub(super) static ROOM: Room = Room::new(LARGEST, PATIENCE);
@@ -61,40 +64,47 @@ impl Room {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a place of so many bytes.
+    /// Waits for a place of so many bytes. `is_cancelled` tells whether nobody needs it any more.
     ///
     /// # Errors
-    /// `ResourceBusy` if too many wait, or if it takes too long.
-    fn take(&self, bytes: u64) -> io::Result<Place<'_>> {
+    /// `ResourceBusy` if too many wait, if it takes too long, or if it was cancelled.
+    fn take(&self, bytes: u64, is_cancelled: impl Fn() -> bool) -> io::Result<Place<'_>> {
         let mut state = self.state();
-        let is_crowded = state.waiting.len() >= MAX_WAITING;
-        if !is_crowded {
-            let ticket = state.next_ticket;
-            state.next_ticket += 1;
-            state.waiting.push_back(ticket);
-            let must_wait =
-                |state: &mut State| state.waiting.front() != Some(&ticket) || state.used + bytes > self.size;
-            let waited = self.changed.wait_timeout_while(state, self.patience, must_wait);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-            let has_place = !must_wait(&mut state);
-            state.waiting.retain(|other| *other != ticket);
-            if has_place {
-                state.used += bytes;
-            }
-            drop(state);
-            // The next one is the first now.
-            self.changed.notify_all();
-            if has_place {
-                return Ok(Place { room: self, bytes });
-            }
+        if state.waiting.len() >= MAX_WAITING {
+            return Err(self.busy(bytes, &format!("{MAX_WAITING} other layers wait for a place")));
         }
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        state.waiting.push_back(ticket);
+        let must_wait =
+            |state: &mut State| state.waiting.front() != Some(&ticket) || state.used + bytes > self.size;
+        let until = Instant::now() + self.patience;
+        while must_wait(&mut state) && Instant::now() < until && !is_cancelled() {
+            let waited = self.changed.wait_timeout(state, LOOK);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let has_place = !must_wait(&mut state);
+        state.waiting.retain(|other| *other != ticket);
+        if has_place {
+            state.used += bytes;
+        }
+        drop(state);
+        // The next one is the first now.
+        self.changed.notify_all();
+        if has_place {
+            return Ok(Place { room: self, bytes });
+        }
+        Err(self.busy(bytes, &format!("other layers have used them for {} s", self.patience.as_secs())))
+    }
+
+    fn busy(&self, bytes: u64, why: &str) -> io::Error {
         let reason = format!(
-            "its zstd window has {} MiB, and other layers have used the {} MiB for large windows for {} s: pull again later, or compress it without --long and --ultra",
+            "its zstd window has {} MiB, and of the {} MiB for large windows not enough are free: {why}: pull \
+             again later, or compress it without --long and --ultra",
             bytes >> 20,
             self.size >> 20,
-            self.patience.as_secs()
         );
-        Err(io::Error::new(io::ErrorKind::ResourceBusy, reason))
+        io::Error::new(io::ErrorKind::ResourceBusy, reason)
     }
 }
 
@@ -117,7 +127,7 @@ pub(super) struct Frames<'a, R> {
 
 impl<'a, R: Peek> Frames<'a, R> {
     pub(super) fn new(input: &'a mut R, room: &'a Room) -> io::Result<Self> {
-        Ok(Self { input, decoder: Decoder::new()?, in_frame: false, room, place: None })
+        Ok(Self { input, decoder: decoder()?, in_frame: false, room, place: None })
     }
 
     /// Prepares for the next frame; `false` if there is none.
@@ -131,15 +141,23 @@ impl<'a, R: Peek> Frames<'a, R> {
         let has = self.place.as_ref().map_or(0, |place| place.bytes);
         if window > has || window == 0 && has > 0 {
             // The old memory is freed before more is waited for: who waits must not have what others wait for.
-            self.decoder = Decoder::new()?;
+            self.decoder = decoder()?;
             self.place = None;
-            self.place = (window > 0).then(|| self.room.take(window)).transpose()?;
+            let is_cancelled = || self.input.is_cut_off();
+            self.place = (window > 0).then(|| self.room.take(window, is_cancelled)).transpose()?;
         } else {
             self.decoder.reinit()?;
         }
         self.in_frame = true;
         Ok(true)
     }
+}
+
+/// By itself it would take a window of one byte more than [`LARGEST`].
+fn decoder() -> io::Result<Decoder<'static>> {
+    let mut decoder = Decoder::new()?;
+    decoder.set_parameter(DParameter::WindowLogMax(LARGEST_LOG))?;
+    Ok(decoder)
 }
 
 /// How many bytes the decoder keeps of a frame that begins like this: its window, or all of its content if that is less. `None`
@@ -198,7 +216,13 @@ mod tests {
             let rest = self.fill_buf().unwrap();
             &rest[..rest.len().min(length)]
         }
+
+        fn is_cut_off(&self) -> bool {
+            false
+        }
     }
+
+    const NEVER: fn() -> bool = || false;
 
     /// A frame with this window. Like most programs that compress a stream, it does not state the size.
     fn frame(content: &[u8], window_log: u32) -> Vec<u8> {
@@ -243,7 +267,7 @@ mod tests {
         assert_eq!(decoded(mixed.clone(), &room).unwrap(), b"small large large small large ");
         assert_eq!(room.state().used, 0);
         // Others have the room.
-        let place = room.take(1).unwrap();
+        let place = room.take(1, NEVER).unwrap();
         assert_eq!(decoded(small, &room).unwrap(), b"small ");
         let error = decoded(mixed, &room).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
@@ -252,23 +276,37 @@ mod tests {
         // One larger than any room is refused and not waited for.
         let error = decoded(frame(b"x", 28), &room).unwrap_err();
         assert!(error.to_string().contains("too much memory"), "{error}");
+        // Nor is one whose content is one byte larger, in a single segment with a size of four bytes.
+        let size = (u32::try_from(LARGEST).unwrap() + 1).to_le_bytes();
+        let single = [ZSTD_MAGIC, &[0b1010_0000], &size, &[1, 0, 0]].concat();
+        assert_eq!(window(&single), Some(LARGEST + 1));
+        let error = decoded(single, &room).unwrap_err();
+        assert!(error.to_string().contains("too much memory"), "{error}");
+        assert!(room.state().waiting.is_empty());
+    }
+
+    #[test]
+    fn who_is_cancelled_waits_no_longer() {
+        let room = Room::new(10, Duration::from_secs(3600));
+        let _place = room.take(8, NEVER).unwrap();
+        assert_eq!(room.take(10, || true).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         assert!(room.state().waiting.is_empty());
     }
 
     #[test]
     fn places_are_given_in_the_order_of_requests() {
         let room = Room::new(10, Duration::from_secs(3600));
-        let place = room.take(8).unwrap();
+        let place = room.take(8, NEVER).unwrap();
         std::thread::scope(|scope| {
             let waits = |number| {
                 while room.state().waiting.len() < number {
                     std::thread::yield_now()
                 }
             };
-            let large = scope.spawn(|| drop(room.take(10).unwrap()));
+            let large = scope.spawn(|| drop(room.take(10, NEVER).unwrap()));
             waits(1);
             // It would fit, but then the large one might wait for ever.
-            let small = scope.spawn(|| drop(room.take(1).unwrap()));
+            let small = scope.spawn(|| drop(room.take(1, NEVER).unwrap()));
             waits(2);
             assert!(!small.is_finished());
             drop(place);
@@ -277,6 +315,6 @@ mod tests {
         });
         assert_eq!(room.state().used, 0);
         room.state().waiting.extend(0..MAX_WAITING as u64);
-        assert_eq!(room.take(1).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        assert_eq!(room.take(1, NEVER).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
     }
 }

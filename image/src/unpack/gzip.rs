@@ -22,6 +22,9 @@ const DEFLATE: u8 = 8;
 pub(super) trait Peek: BufRead {
     /// The next `length` bytes, or fewer at the end of the stream.
     fn peek(&mut self, length: usize) -> &[u8];
+
+    /// Whether what is missing will never come, since the download was given up.
+    fn is_cut_off(&self) -> bool;
 }
 
 /// Reads the content of all members.

@@ -136,11 +136,15 @@ fn failed<E: Into<io::Error>>(
 fn layer_error(expected: &Expected, error: apply::ApplyError, folder: &Path) -> Error {
     let object = format!("layer {}", expected.digest);
     let path = |entry: &str| folder.join(entry.trim_start_matches('/'));
+    // The way to an entry may lead over symlinks of the layer, out of the folder.
+    let full = |source: io::Error| explained(source, folder);
     match error {
         apply::ApplyError::System { entry, action, source } => {
-            failed(expected, action, &path(&entry))(source)
+            failed(expected, action, &path(&entry))(full(source.into()))
         }
-        apply::ApplyError::NoSpace { entry, source } => failed(expected, "write", &path(&entry))(source),
+        apply::ApplyError::NoSpace { entry, source } => {
+            failed(expected, "write", &path(&entry))(full(source))
+        }
         apply::ApplyError::TooMany(limit) => Error::TooLarge { object, limit, unit: "entries" },
         apply::ApplyError::Tar(tar::TarError::Io(error)) => {
             Error::corrupt(object, format!("archive: {error}"))
@@ -203,7 +207,8 @@ fn inflate(
     filled: &mpsc::SyncSender<Vec<u8>>,
     empty_buffers: &mpsc::Receiver<Vec<u8>>,
 ) -> Inflated {
-    let mut source = Download { input, current: Bytes::new(), hasher: expected.digest.hasher(), received: 0 };
+    let (current, hasher) = (Bytes::new(), expected.digest.hasher());
+    let mut source = Download { input, current, hasher, received: 0, size: expected.size };
     let compression = Compression::of(source.peek(Compression::MAGIC));
     let broken = |source: &Download, error: &io::Error| {
         let object = format!("layer {}", expected.digest);
@@ -279,6 +284,8 @@ struct Download {
     current: Bytes,
     hasher: Hasher,
     received: u64,
+    /// How many bytes must come.
+    size: u64,
 }
 
 impl Download {
@@ -300,6 +307,10 @@ impl gzip::Peek for Download {
             self.current = if is_first { bytes } else { [&self.current[..], &bytes[..]].concat().into() };
         }
         &self.current[..self.current.len().min(length)]
+    }
+
+    fn is_cut_off(&self) -> bool {
+        self.received < self.size && self.input.is_closed() && self.input.is_empty()
     }
 }
 

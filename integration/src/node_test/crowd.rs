@@ -24,7 +24,7 @@ pub(super) fn all() -> Vec<Check> {
 }
 
 /// Time limit of the check: more than all that it waits for.
-const LIMIT: Duration = secs(600);
+const LIMIT: Duration = secs(900);
 
 /// Pods that stay.
 const STAYING: usize = 60;

@@ -142,7 +142,7 @@ async fn install(machine: &Machine, package: &Path) -> Result<()> {
     let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
     ensure!(score.trim() == "-999", "oom_score_adj of the daemon is {score}");
     for (path, wanted) in [
-        ("/run/copepod", 0o700),
+        ("/run/copepod", 0o711),
         ("/run/copepod/copepod.sock", 0o660),
         ("/var/lib/copepod", 0o700),
         ("/etc/copepod/config.toml", 0o644),

@@ -13,7 +13,10 @@ pub enum Error {
         missing: String,
     },
     /// The configured cgroup driver cannot be used.
-    #[error("the cgroup driver systemd cannot be used: {reason}")]
+    #[error(
+        "the cgroup driver systemd cannot be used: {reason}; without systemd, set cgroup_driver = \"cgroupfs\" here and \
+        in kubelet"
+    )]
     Driver {
         /// What is missing.
         reason: String,

@@ -8,7 +8,7 @@ use super::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::shims::spawn::{self, reap_later};
 use crate::{failpoint, lanes};
-use model::PodRecord;
+use model::{PodPhase, PodRecord};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -59,7 +59,8 @@ pub(super) async fn create(context: &Arc<Context>, record: &PodRecord) -> Result
 /// Waits until systemd has removed the scope of a pod that pause may never have been in, and sees to it that systemd does. The
 /// daemon may have been killed while systemd made the scope, and its holder with it. Blocking, for about a second.
 pub(super) fn leave(context: &Context, record: &PodRecord) {
-    if record.scope.is_empty() || record.pause_pid != 0 {
+    let is_torn_down = matches!(record.phase, PodPhase::Stopped | PodPhase::Removing);
+    if record.scope.is_empty() || record.pause_pid != 0 || is_torn_down {
         return;
     }
     let Some(folder) = context.cgroups.folder("memory", &record.scope) else { return };

@@ -142,15 +142,30 @@ impl Socket {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(at("stat", error)),
         }
-        let listener = std::os::unix::net::UnixListener::bind(path).map_err(|error| at("bind", error))?;
+        let listener = listen(path).map_err(|error| at("bind", error.into()))?;
         let bound = fs::symlink_metadata(path).map_err(|error| at("stat", error))?;
         let path_guard = SocketPath { path: path.to_owned(), inode: (bound.dev(), bound.ino()) };
-        // With the usual umask of 022 only root could connect until now: connecting needs write permission.
+        // The umask may have taken the group's permission.
         fs::set_permissions(path, fs::Permissions::from_mode(0o660))
             .map_err(|error| at("set the mode of", error))?;
         listener.set_nonblocking(true).map_err(|error| at("make non-blocking", error))?;
         Ok(Self { listener, path: path_guard })
     }
+}
+
+/// Connections that wait to be accepted; the kernel allows `net.core.somaxconn` at most.
+const BACKLOG: i32 = 1024;
+
+/// A listening socket at this path, to which others can never connect, whatever the umask is: unix(7) gives the path the
+/// mode of the socket.
+fn listen(path: &Path) -> rustix::io::Result<std::os::unix::net::UnixListener> {
+    use rustix::net;
+    let (family, kind) = (net::AddressFamily::UNIX, net::SocketType::STREAM);
+    let socket = net::socket_with(family, kind, net::SocketFlags::CLOEXEC, None)?;
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o660))?;
+    net::bind(&socket, &net::SocketAddrUnix::new(path)?)?;
+    net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Incoming connections. A failed accept (most likely no descriptor is free) is retried after a pause; the

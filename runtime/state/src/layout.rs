@@ -21,8 +21,8 @@
 //!     ├── sock                         the shim's socket
 //!     └── exits/<container>            wire::ExitFacts, written by the shim before it reports
 //! ```
-//! All folders have mode 0700, except `upper`, which is the root of the container's file system. Containers get their
-//! files by mounts of open descriptors, not by these paths.
+//! All folders have mode 0700, except the one with the CRI socket, and `upper`, which is the root of the container's file
+//! system. Containers get their files by mounts of open descriptors, not by these paths.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};

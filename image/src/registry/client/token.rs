@@ -108,7 +108,9 @@ impl Registry {
 /// credentials.
 fn moved(mut request: Request<Full<Bytes>>, target: Uri) -> Result<Request<Full<Bytes>>, Fault> {
     let from = request.uri();
-    let same_host = from.host() == target.host() && from.port_u16() == target.port_u16();
+    // A port that is its scheme's own may be stated.
+    let port = |uri: &Uri| uri.port_u16().filter(|port| (uri.scheme_str(), *port) != (Some("https"), 443));
+    let same_host = from.host() == target.host() && port(from) == port(&target);
     let has_tls = target.scheme_str() == Some("https");
     let host = target.authority().map_or("", |authority| authority.as_str());
     if !(has_tls || same_host && from.scheme() == target.scheme()) {
@@ -170,6 +172,7 @@ mod tests {
             ("GET", http, https, Ok(true)),
             ("GET", https, other, Ok(false)),
             ("GET", https, "https://a.example:8443/", Ok(false)),
+            ("GET", https, "https://a.example:443/", Ok(true)),
             ("POST", https, other, Err("must not get the refresh token")),
             ("GET", https, http, Err("not safe")),
             ("GET", http, "http://b.example/", Err("not safe")),
