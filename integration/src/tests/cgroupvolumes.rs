@@ -154,19 +154,19 @@ async fn controller_of_v1_beside_the_hosts_cgroups(cx: Context) -> Result<()> {
 }
 
 async fn hosts_root_as_a_volume(cx: Context) -> Result<()> {
-    let plain = Plain::start(&cx, cx.pod().await?).await?;
-    for (name, propagation) in [("private", PRIVATE), ("slave", SLAVE)] {
-        let id = plain.with_volumes(name, vec![volume("/", "/host/root", true, propagation)]).await?;
-        sees_cgroups(&cx, &id, "/host/root/sys/fs/cgroup").await.context(name)?;
-    }
-    Ok(())
+    show_cgroups(&cx, "/", "/host/root", "/host/root/sys/fs/cgroup").await
 }
 
 async fn hosts_sys_as_a_volume(cx: Context) -> Result<()> {
-    let plain = Plain::start(&cx, cx.pod().await?).await?;
+    show_cgroups(&cx, "/sys", "/host/sys", "/host/sys/fs/cgroup").await
+}
+
+/// A volume at `target` in which the host's cgroups are found at `cgroups`.
+async fn show_cgroups(cx: &Context, source: &str, target: &str, cgroups: &str) -> Result<()> {
+    let plain = Plain::start(cx, cx.pod().await?).await?;
     for (name, propagation) in [("private", PRIVATE), ("slave", SLAVE)] {
-        let id = plain.with_volumes(name, vec![volume("/sys", "/host/sys", true, propagation)]).await?;
-        sees_cgroups(&cx, &id, "/host/sys/fs/cgroup").await.context(name)?;
+        let id = plain.with_volumes(name, vec![volume(source, target, true, propagation)]).await?;
+        sees_cgroups(cx, &id, cgroups).await.context(name)?;
     }
     Ok(())
 }
