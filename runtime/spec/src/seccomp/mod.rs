@@ -1,6 +1,7 @@
 //! Seccomp profiles as data: our own RuntimeDefault, and Localhost files. `runtime/src/seccomp.rs` compiles
 //! both.
 
+mod calls;
 mod default;
 mod localhost;
 mod profile;
