@@ -2,7 +2,9 @@
 
 use crate::arch::{nr, syscall4};
 
-/// Numbers of signal(7), the same on all processors we build for.
+// Numbers of signal(7) and errno(3), the same on x86-64 and aarch64.
+
+/// Interrupt.
 pub(crate) const SIGINT: i32 = 2;
 /// Terminate.
 pub(crate) const SIGTERM: i32 = 15;

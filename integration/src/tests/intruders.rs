@@ -19,6 +19,7 @@ use crate::wait::{self, secs};
 pub(super) fn tests() -> Vec<Test> {
     vec![
         test!(waiting_init_cannot_be_inspected),
+        test!(waiting_init_shows_no_process_of_the_host),
         test!(flooded_error_pipe_blocks_neither_start_nor_shim),
         test!(repeated_folder_entries_need_no_memory).own(),
     ]
@@ -45,6 +46,26 @@ async fn waiting_init_cannot_be_inspected(cx: Context) -> Result<()> {
         "the same check finds nothing open after execve, so it shows nothing: {seen}"
     );
     Ok(())
+}
+
+/// A process that may trace the waiting init can open its descriptors, as the init itself can for the path of its program:
+/// none may lead to a procfs of the host, whose `1/root` is the host's root.
+async fn waiting_init_shows_no_process_of_the_host(cx: Context) -> Result<()> {
+    let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
+    let tracer = cx.sleeper("tracer").without_apparmor().with(|c| {
+        c.security().capabilities =
+            Some(api::Capability { add_capabilities: vec!["SYS_PTRACE".to_owned()], ..Default::default() });
+    });
+    let tracer = cx.start(&pod, &tracer).await?;
+    let waits = cx.create(&pod, &cx.sleeper("waits")).await?;
+    let look = format!(
+        "{FIND}; for f in /proc/$p/fd/*; do [ -e $f ] && n=$((n + 1)); [ -d $f ] && echo $f: $(ls $f/1/root/ $f); done; \
+         [ $n -gt 3 ] && echo done"
+    );
+    let seen = cx.cri.sh(&tracer, &look).await?;
+    ensure!(seen == "done", "folders are open in the waiting init: {seen}");
+    cx.cri.start(&waits).await?;
+    cx.exec_works(&waits).await
 }
 
 async fn flooded_error_pipe_blocks_neither_start_nor_shim(cx: Context) -> Result<()> {

@@ -24,8 +24,9 @@ extern "C" fn _start() -> ! {
 /// The arguments must meet the requirements of call `nr`.
 pub(crate) unsafe fn syscall4(nr: usize, args: [usize; 4]) -> isize {
     let result;
-    // SAFETY: the kernel changes only rax, rcx and r11. `nomem` is not given, so the compiler assumes that
-    // memory may be written. The caller guarantees that the arguments are valid for this call.
+    // SAFETY: the kernel changes only rax, rcx and r11, which are declared, and nothing below the stack pointer
+    // (`nostack`). `nomem` is not given, so the compiler assumes that memory may be read and written. That the arguments
+    // are valid for this call, the caller has promised.
     unsafe {
         asm!(
             "syscall",

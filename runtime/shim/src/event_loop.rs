@@ -27,8 +27,6 @@ const MAX_WAIT_MS: u64 = 3_600_000;
 const MAX_REAPED: usize = 256;
 /// Maximum number of entries that the queues keep allocated.
 const KEEP: usize = 16;
-/// By number, the same on all architectures.
-const SIGTERM: u32 = 15;
 
 /// What the loop needs in addition to its listening socket.
 pub(crate) struct Start {
@@ -140,7 +138,7 @@ impl Shim {
         match Watched::of(event.token) {
             Some(Watched::Signals) => {
                 while let Ok(Some(number)) = self.signals.next() {
-                    if number == SIGTERM {
+                    if number == sys::signal::TERM {
                         self.input(Input::Terminated);
                     }
                 }

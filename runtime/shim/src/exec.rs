@@ -23,15 +23,15 @@ const EXECVE_WAIT: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 0
 pub(crate) struct Passed {
     /// Number of descriptors of the request: the plan, then stdin, stdout and stderr unless it has a terminal.
     pub(crate) requested: usize,
-    /// Number of the descriptors by which its cgroups are joined, which follow.
+    /// Number of the descriptors by which its cgroups are joined, which follow: on v2 its folder, on v1 files `tasks`.
     pub(crate) cgroups: usize,
-    /// Kinds of the namespaces that the container was created with, which follow. Init may be in others by now, which
-    /// it has created itself, with files of its choice: an exec must not enter those.
-    pub(crate) namespaces: Kinds,
-    /// Whether they are cgroup folders of v2; on v1 they are files `tasks`.
+    /// The host has cgroup v2.
     pub(crate) unified: bool,
     /// The worker was created in the container's cgroup.
     pub(crate) in_cgroup: bool,
+    /// Kinds of the namespaces that the container was created with, which follow. Init may be in others by now, which
+    /// it has created itself, with files of its choice: an exec must not enter those.
+    pub(crate) namespaces: Kinds,
     /// Pid of the container's init. It may have ended.
     pub(crate) init: u32,
 }
@@ -85,9 +85,9 @@ pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, passed: Passed) -> i32
     }
 }
 
-/// Waits until the sibling has called execve or ended, at most [`EXECVE_WAIT`]. The shim wakes up for each packet: so it
-/// wakes up once for both events, and not while execve needs the processor, which is 4 % of an exec's time. If execve
-/// hangs, on a dead file system for example, the shim must know the process in order to kill it.
+/// Waits until the sibling has called execve or ended, at most [`EXECVE_WAIT`]. A packet that the worker sent earlier would
+/// wake the shim a second time, and while execve needs the processor: 4 % of an exec's time. The wait is limited, because
+/// execve may hang, for example on a dead file system, and the shim must know the process in order to kill it.
 fn wait_for_execve(executes: BorrowedFd<'_>) {
     let mut poll = [rustix::event::PollFd::new(&executes, rustix::event::PollFlags::IN)];
     let _outcome = rustix::event::poll(&mut poll, Some(&EXECVE_WAIT));

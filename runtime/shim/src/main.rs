@@ -40,7 +40,7 @@ use std::process::ExitCode;
 
 use sys::epoll::{Epoll, Interest};
 use sys::fds::Inherited;
-use sys::signal::SignalFd;
+use sys::signal::{self, SignalFd};
 use wire::ShimInit;
 
 use crate::event_loop::{Shim, Start};
@@ -57,9 +57,9 @@ mod passed {
     pub(super) const COUNT: u8 = 4;
 }
 
-/// SIGCHLD, SIGTERM, SIGINT and SIGHUP by number, the same on x86-64 and aarch64. The last three are blocked
-/// and consumed: a shim exits when its pod is gone, not before.
-const SIGNALS: [i32; 4] = [17, 15, 2, 1];
+/// The signals that are blocked and read by signalfd. SIGTERM, SIGINT and SIGHUP do not end a shim: it exits when its pod is
+/// gone, not before.
+const SIGNALS: [i32; 4] = [signal::CHLD, signal::TERM, signal::INT, signal::HUP];
 /// The kernel's own default (core(5)): private and shared anonymous memory, ELF headers, private huge pages.
 const COREDUMP_FILTER: u32 = 0x33;
 /// Largest [`ShimInit`].
@@ -95,7 +95,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Stands in a cgroup of systemd until the daemon does not need it any more, or has ended.
+/// Is the process that a scope of systemd begins with ([`wire::HOLD`]): waits until the daemon closes the other end of stdin,
+/// or has ended.
 fn hold() -> std::io::Result<()> {
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).map(drop)
 }
@@ -174,7 +175,7 @@ fn prepare(mut inherited: Inherited) -> Result<Start, StartError> {
         }
     }
 
-    // Settings that a container's process inherits.
+    // 6. Make the settings that a container's process inherits.
     if let Err(error) = sys::proc::set_coredump_filter(COREDUMP_FILTER) {
         warnings.push(format!("coredump_filter cannot be set: {error}"));
     }
@@ -182,10 +183,10 @@ fn prepare(mut inherited: Inherited) -> Result<Start, StartError> {
         warnings.push(format!("the shim's limit of open files cannot be raised: {error}"));
     }
 
-    // 6. Leave the host's mount namespace.
+    // 7. Leave the host's mount namespace.
     podns::enter().map_err(at("mount namespace"))?;
 
-    // 7. Read signals by signalfd; children reset the mask.
+    // 8. Read signals by signalfd; children reset the mask.
     let signals = SignalFd::new(&SIGNALS).map_err(at("signalfd"))?;
     let from_daemon = FromDaemon { pause_binary, records: Records::new(records, boot), log_dir };
     Ok(Start { pod: init.pod, from_daemon, signals, warnings })

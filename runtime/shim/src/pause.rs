@@ -71,7 +71,7 @@ fn start(
     let (mut wait, mut go) = gate.unzip();
     let into = folders.first().filter(|_| plan.cgroup.unified).map(|fd| fd.as_fd());
     let child = sys::clone::clone3_pidfd(namespaces(plan), into, || {
-        // Its own copy: once the worker has ended, the end of the pipe is seen.
+        // The child's copy of the writing end: with that open, it would wait for ever if the worker ends.
         drop(go.take());
         let (stage, error) = become_pause(plan, folders, binary, wait.take());
         fail(reporter, &stage, &error)
@@ -109,7 +109,7 @@ fn labelled_binary(plan: &PausePlan, binary: BorrowedFd<'_>) -> io::Result<Optio
 fn namespaces(plan: &PausePlan) -> Flags {
     let all = [
         (plan.network, Flags::NEWNET),
-        // With a user namespace, root of that must create it: `set_up`.
+        // With a user namespace, the IPC namespace must be created by root inside it: `set_up` does that.
         (plan.ipc && plan.mapping.is_none(), Flags::NEWIPC),
         (plan.uts, Flags::NEWUTS),
         (plan.pid, Flags::NEWPID),
@@ -156,8 +156,8 @@ fn become_pause(
 }
 
 /// Joins the cgroups and sets up the namespaces. With a user namespace, the process has the ids of the host's root until it
-/// becomes root inside: files of the host that belong to root are written before, what belongs to the new namespaces after
-/// that.
+/// becomes root inside: before that it writes files that belong to the host's root, and after that those of the new
+/// namespaces.
 fn set_up(plan: &PausePlan, folders: &[OwnedFd], gate: Option<OwnedFd>) -> Result<(), Failed> {
     sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
     if !plan.cgroup.unified {

@@ -160,8 +160,7 @@ pub(crate) fn kill_strays(known: impl Fn(u32) -> bool) -> bool {
                 drop(signal(pid, SIGKILL));
             }
             Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(_) => found = true,
+            Err(error) => found |= sys::proc::unless_gone::<()>(Err(error)).is_err(),
         }
     }
     found

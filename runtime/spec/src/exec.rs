@@ -108,6 +108,7 @@ mod tests {
         let kept = template(&init, &SeccompProfile::Localhost("/p.json".into()));
         assert_eq!(exec(&kept, None, vec![text("true")], false).seccomp, filter(1));
     }
+
     fn record(envs: Vec<EnvVar>) -> ContainerRecord {
         ContainerRecord {
             phase: ContainerPhase::Created,

@@ -124,7 +124,7 @@ fn cpuset(resources: &Resources, mode: Mode) -> Vec<Write> {
     .collect()
 }
 
-/// The files of cgroup v1. `unified` names files of v2, so there are none for it: who has such a request refuses it.
+/// The files of cgroup v1. There are none for `unified`, which names files of v2; the caller refuses a request that has it.
 pub fn v1(resources: &Resources, mode: Mode) -> Vec<Write> {
     // The cpuset first: a process cannot join a cgroup without one.
     let mut writes = cpuset(resources, mode);

@@ -128,8 +128,8 @@ pub fn is_all(name: &str) -> bool {
     name.eq_ignore_ascii_case("ALL") || name.eq_ignore_ascii_case("CAP_ALL")
 }
 
-/// Refuses a privileged container if `sandbox` is false: whether its sandbox is for privileged containers
-/// (`LinuxSandboxSecurityContext.privileged`).
+/// Refuses a privileged container in a sandbox that is not privileged. `sandbox`: the field
+/// `LinuxSandboxSecurityContext.privileged`.
 ///
 /// # Errors
 /// [`Error::Invalid`] with the container's field.

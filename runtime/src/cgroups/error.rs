@@ -23,7 +23,7 @@ pub enum Error {
     },
     /// systemd cannot be asked for a scope, or does not answer.
     #[error(
-        "systemd has not made {unit}: {reason}; what runs goes on; `systemctl status` and `systemctl status dbus` show whether they work"
+        "systemd has not made {unit}: {reason}; running pods are not affected; `systemctl status` and `systemctl status dbus` show whether they work"
     )]
     Systemd {
         /// The scope.

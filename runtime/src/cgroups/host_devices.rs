@@ -12,9 +12,9 @@ const MAX_DEPTH: usize = 8;
 /// Skipped in every folder that is searched: other file systems, nodes of other containers, and old udev's database.
 const SKIPPED: [&str; 8] = ["pts", "shm", "mqueue", "fd", "hugepages", ".lxc", ".lxd-mounts", ".udev"];
 
-/// The nodes at and below the `host_path`s of a container's devices, and below /dev if it is privileged. A
-/// path without a node gives nothing here; `spec` then reports the field. Sorted by path. Requested nodes are searched
-/// first, so that of more than [`MAX_NODES`] others are left out, with a warning.
+/// The nodes at and below the `host_path`s of a container's devices, and below /dev if it is privileged, sorted by path. A
+/// `host_path` without a node is no error here: `spec` reports the field. At most [`MAX_NODES`] are returned. If there are
+/// more, a warning is logged; requested ones come first, so those of a privileged container are left out.
 pub(crate) fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
     let mut found = Vec::new();
     for (index, device) in config.devices.iter().enumerate() {

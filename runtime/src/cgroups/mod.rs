@@ -1,11 +1,12 @@
 //! Cgroups of containers and shims: creating, limiting, killing, removing. Blocking; callers use a lane.
 //!
-//! Version 1, alone or hybrid, or version 2. (Hybrid means that cgroup2 is mounted too. Nothing of ours joins it then: it
-//! has no `tasks` file, and joining by `cgroup.procs` waits for an RCU grace period.) [`Cgroups::detect`] finds out which,
-//! and outside only the statistics ask: `spec` computes what is to be written, `v1` and `v2` know how folders are made, and
-//! a v2 host is one with a single hierarchy. Everything here uses plain files and no crate: libcontainer's own handling adds 15 ms to a
-//! cold create, and cgroups-rs brings a D-Bus client and a second nix. Only with the driver systemd a pod has a scope, for which
-//! `systemd` sends one D-Bus call.
+//! The host has version 1, alone or hybrid, or version 2 ([`Cgroups::detect`]). Hybrid means that cgroup2 is mounted too;
+//! nothing of ours joins it, because it has no `tasks` file, and joining by `cgroup.procs` waits for an RCU grace period. A
+//! host with version 2 has a single hierarchy. `spec` computes what is written, `v1` and `v2` make the folders, and outside
+//! of this module only the statistics depend on the version.
+//!
+//! Everything here uses plain files and no crate: libcontainer's own handling adds 15 ms to a cold create, and cgroups-rs
+//! brings a D-Bus client and a second nix. Only the driver systemd needs D-Bus: one call for the scope of each pod.
 
 mod detect;
 mod error;
@@ -147,7 +148,7 @@ impl Cgroups {
         self.remove(&format!("{}/{}", pod.scope, names::STARTING))
     }
 
-    /// Which files the statistics read. Nobody else outside has to know it.
+    /// The version, which decides which files the statistics read.
     pub(crate) fn version(&self) -> Version {
         self.version
     }

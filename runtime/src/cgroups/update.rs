@@ -28,8 +28,8 @@ impl Cgroups {
     /// host has no files for them.
     ///
     /// # Errors
-    /// [`Error::BelowUsage`]; [`Error::Limit`] for other values that the kernel refuses, and for `unified` on v1; [`Error::Gone`]. Then the leaf has its previous values, unless the error says that they could not be
-    /// restored.
+    /// [`Error::BelowUsage`]; [`Error::Limit`] for other values that the kernel refuses, and for `unified` on v1;
+    /// [`Error::Gone`]. Then the leaf has its previous values, unless the error says that they could not be restored.
     pub(crate) fn update(
         &self,
         path: &str,
@@ -129,7 +129,8 @@ impl Cgroups {
     }
 }
 
-/// `unified` names files of cgroup v2, and no call may say that it has set what it has not. `message` has the field.
+/// Refuses `unified` on v1, where none of its files exists: a call must not succeed without setting what it was asked for.
+/// `message` is the message with the field, for the error.
 pub(super) fn check_unified(
     version: Version,
     path: &str,

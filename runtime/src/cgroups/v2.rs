@@ -37,7 +37,7 @@ pub(super) fn make(
     let enabled = read(&above.join(ENABLED));
     if !enabled.is_ok_and(|enabled| missing(&enabled, &wanted).next().is_none()) {
         enable(hierarchy.mount(), &wanted)?;
-        // systemd alone makes scopes: a folder of ours in the place of one that has ended would be nobody's.
+        // Only systemd makes scopes: a folder that we made in the place of an ended one would never be removed.
         let of_ours = if names::is_scope(parent) {
             parent.rsplit_once('/').map_or("", |(slice, _)| slice)
         } else {

@@ -151,8 +151,8 @@ impl Layout {
         for dir in durable.iter().chain([&self.shims_dir()]) {
             made |= private(dir, PRIVATE)?;
         }
-        // An error is ignored, because a root that is full may have none, from an older version. Removals create it
-        // later, or do without it.
+        // An error is ignored: on a full disk the folder of an earlier version may have no trash, and none can be made.
+        // Then removals make it later, or remove in place.
         made |= private(&self.trash_dir(), PRIVATE).unwrap_or(false);
         if made {
             file::sync_dir(&self.root)?;
@@ -228,10 +228,10 @@ fn own(dir: &Path, names: &[&str], mode: u32) -> Result<(), Error> {
     private(dir, mode).map(drop)
 }
 
-/// Of folders that only the daemon's user enters.
+/// Mode of the folders that only the daemon's user enters.
 const PRIVATE: u32 = 0o700;
-/// Of the folder with the CRI socket, as containerd has it: who may use the socket is for the socket's own mode and group to
-/// say. Agents that are not root have the folder as a volume.
+/// Mode of the folder with the CRI socket, as with containerd: agents that are not root have that folder as a volume. The
+/// socket's own mode and group decide who may connect.
 const PASSABLE: u32 = 0o711;
 
 /// Creates a folder with this mode, or gives it that. Returns true if it is new.

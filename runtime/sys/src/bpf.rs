@@ -44,8 +44,8 @@ const LOG_END: usize = 2 << 10;
 /// A failed operation on device programs.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel does not take the program. EPERM without CAP_SYS_ADMIN or if bpf(2) is locked down; EINVAL without
-    /// CONFIG_CGROUP_BPF, or for instructions that the verifier refuses, about which it says something.
+    /// The kernel refuses the program. EPERM without CAP_SYS_ADMIN or if bpf(2) is locked down; EINVAL without
+    /// CONFIG_CGROUP_BPF, or for instructions that the verifier refuses: then `said` has its reason.
     #[error("load the device program of {instructions} instructions: {source}{said}")]
     Load {
         /// How many there are.
@@ -103,23 +103,6 @@ pub fn replace_devices(cgroup: BorrowedFd<'_>, instructions: &[u64]) -> Result<(
     surplus.iter().try_for_each(|program| detach(cgroup, program.as_fd()))
 }
 
-/// Detaches our device programs from the cgroup; a cgroup without one is left as it is. Not needed before the cgroup is
-/// removed.
-///
-/// # Errors
-/// [`Error::Find`], [`Error::Detach`].
-pub fn detach_devices(cgroup: BorrowedFd<'_>) -> Result<(), Error> {
-    ours(cgroup)?.iter().try_for_each(|program| detach(cgroup, program.as_fd()))
-}
-
-/// Number of device programs that are attached to the cgroup itself, by us and others.
-///
-/// # Errors
-/// [`Error::Find`].
-pub fn count_devices(cgroup: BorrowedFd<'_>) -> Result<usize, Error> {
-    Ok(ids(cgroup).map_err(Error::Find)?.len())
-}
-
 /// `union bpf_attr` for BPF_PROG_LOAD.
 #[repr(C)]
 #[derive(Default)]
@@ -147,8 +130,8 @@ struct Attach {
     replace_bpf_fd: u32,
 }
 
-/// For BPF_PROG_QUERY. The kernel writes into it, newer ones into the last field too, whatever size they are told:
-/// therefore it is complete, though 5.14 knows the fields up to `prog_cnt` only (and wants zeroes in the others).
+/// For BPF_PROG_QUERY. Linux 5.14 knows the fields up to `prog_cnt` and requires zeroes in the others. Later kernels write
+/// into the last field too, even if the size that they are told does not include it; so all fields must be here.
 #[repr(C)]
 #[derive(Default)]
 struct Query {
@@ -206,9 +189,9 @@ fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().unsigned_abs()
 }
 
-/// The size of a `T` or the number of its elements, which are bounded far below 4 GiB.
-fn size(bytes: usize) -> u32 {
-    u32::try_from(bytes).unwrap_or(u32::MAX)
+/// A number of bytes or elements for the kernel; all of them are far below 4 Gi.
+fn size(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// bpf(2).
@@ -217,7 +200,7 @@ fn size(bytes: usize) -> u32 {
 /// `attr` is what the kernel reads, and may write, for this command; addresses in it are of memory that is valid for what
 /// the command does there, of the lengths that are given beside them.
 unsafe fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads as many bytes of `attr` as are passed, and the caller vouches for what it writes.
+    // SAFETY: the kernel reads `attr`, of the size that is passed. That all it writes to is valid, the caller has promised.
     match unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size(size_of::<T>())) } {
         -1 => Err(io::Error::last_os_error()),
         result => Ok(result),

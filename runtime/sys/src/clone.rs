@@ -3,7 +3,7 @@
 //! caller's.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
 use crate::fork;
 
@@ -26,10 +26,10 @@ impl Flags {
     pub const NEWUSER: Self = Self(libc::CLONE_NEWUSER as u64);
     /// Mounts.
     pub const NEWNS: Self = Self(libc::CLONE_NEWNS as u64);
-    /// No new namespace.
-    const NONE: Self = Self(0);
     /// The child becomes a sibling: its parent is the caller's.
     pub const PARENT: Self = Self(libc::CLONE_PARENT as u64);
+    /// No new namespace.
+    const NONE: Self = Self(0);
 
     /// Combines two sets of flags.
     #[must_use]
@@ -71,6 +71,37 @@ struct Args {
     cgroup: u64,
 }
 
+/// clone3(2) with CLONE_PIDFD, into the cgroup of v2 if there is one. Returns `None` in the child, which continues on its
+/// copy of the caller's memory.
+///
+/// # Errors
+/// clone3(2).
+///
+/// # Safety
+/// `flags` do not have CLONE_VM. If this process has threads, locks that they hold stay locked in the child: it may only make
+/// system calls, and must end by execve or [`fork::exit_now`].
+unsafe fn clone3(flags: u64, exit_signal: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Child>> {
+    let mut pidfd: RawFd = -1;
+    let mut args = Args {
+        flags: flags | libc::CLONE_PIDFD as u64 | if cgroup.is_some() { INTO_CGROUP } else { 0 },
+        pidfd: &raw mut pidfd as u64,
+        exit_signal: u64::from(exit_signal.unsigned_abs()),
+        cgroup: cgroup.map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs())),
+        ..Args::default()
+    };
+    // SAFETY: the kernel reads `args`, of the size that is passed, and writes a number into `pidfd`; both live across
+    // the call. Without CLONE_VM this is a fork. What its child may do, the caller has promised.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<Args>()) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => {
+            // SAFETY: CLONE_PIDFD: the kernel has just opened it for us, and nobody else owns it.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Some(Child { pid: u32::try_from(pid).unwrap_or_default(), pidfd }))
+        }
+    }
+}
+
 /// Runs `work` in a child created with `flags`, on v2 in `cgroup`. The child is a copy of this process with
 /// one thread. `work` may run any code but must not start threads (no fork handlers ran); the child exits
 /// with its result. The caller reaps it, or with [`Flags::PARENT`] the caller's parent does.
@@ -83,26 +114,12 @@ pub fn clone3_pidfd(
     work: impl FnOnce() -> i32,
 ) -> io::Result<Child> {
     fork::single_threaded()?;
-    let mut pidfd: i32 = -1;
     // With CLONE_PARENT the kernel takes the caller's exit signal and wants none here.
     let exit_signal = if flags.contains(Flags::PARENT) { 0 } else { libc::SIGCHLD };
-    let mut args = Args {
-        flags: flags.0 | libc::CLONE_PIDFD as u64 | if cgroup.is_some() { INTO_CGROUP } else { 0 },
-        pidfd: &raw mut pidfd as u64,
-        exit_signal: u64::from(exit_signal.unsigned_abs()),
-        cgroup: cgroup.map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs())),
-        ..Args::default()
-    };
-    // SAFETY: the kernel reads `args`, of the size that is passed, and writes a number into `pidfd`; both live across
-    // the call. Without CLONE_VM, which `Flags` cannot contain, this is a fork, of a process with one thread.
-    match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<Args>()) } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => fork::run_and_exit(work),
-        pid => {
-            // SAFETY: CLONE_PIDFD: the kernel has just opened it for us, and nobody else owns it.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Child { pid: u32::try_from(pid).unwrap_or_default(), pidfd })
-        }
+    // SAFETY: `Flags` cannot contain CLONE_VM, and this process has one thread, as was just seen.
+    match unsafe { clone3(flags.0, exit_signal, cgroup) }? {
+        Some(child) => Ok(child),
+        None => fork::run_and_exit(work),
     }
 }
 
@@ -116,24 +133,8 @@ pub fn clone3_pidfd(
 /// This process may have threads, and locks that they hold stay locked in the child: it may only make system calls, and
 /// must end by execve or [`fork::exit_now`].
 pub(crate) unsafe fn copy_in(cgroup: BorrowedFd<'_>) -> io::Result<Option<Child>> {
-    let mut pidfd: i32 = -1;
-    let mut args = Args {
-        flags: (libc::CLONE_PIDFD | libc::CLONE_VFORK) as u64 | INTO_CGROUP,
-        pidfd: &raw mut pidfd as u64,
-        exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
-        cgroup: u64::from(cgroup.as_raw_fd().unsigned_abs()),
-        ..Args::default()
-    };
-    // SAFETY: as in `clone3_pidfd`, but that the process may have threads, which is the caller's concern.
-    match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<Args>()) } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(None),
-        pid => {
-            // SAFETY: CLONE_PIDFD: the kernel has just opened it for us, and nobody else owns it.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Some(Child { pid: u32::try_from(pid).unwrap_or_default(), pidfd }))
-        }
-    }
+    // SAFETY: CLONE_VFORK without CLONE_VM; that the child makes system calls only, the caller has promised.
+    unsafe { clone3(libc::CLONE_VFORK as u64, libc::SIGCHLD, Some(cgroup)) }
 }
 
 /// [`fork::worker`] for a child that is created in a cgroup of v2: joining one afterwards waits for an RCU grace period
@@ -160,7 +161,7 @@ pub const SIBLING: (i64, u64) = (libc::SYS_clone, SIBLING_FLAGS.unsigned_abs() a
 /// # Errors
 /// clone(2).
 pub fn sibling(_: &fork::SingleThreaded, work: impl FnOnce() -> i32) -> io::Result<Child> {
-    let mut pidfd: i32 = -1;
+    let mut pidfd: RawFd = -1;
     // SAFETY: without CLONE_VM this is a fork, of a process that had one thread and, by the proof's contract, has. A
     // null stack lets the child continue on its copy of this one. The kernel writes a number into `pidfd`, which lives
     // across the call; the other pointers are null.

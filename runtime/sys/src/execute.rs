@@ -47,15 +47,16 @@ pub mod calls {
 
 /// Arguments and environment in execve's format, allocated before a filter may forbid that.
 pub struct Arguments {
-    // The arrays point into these.
-    _strings: Vec<CString>,
+    /// The arrays point into these.
+    strings: Vec<CString>,
     args: Vec<*const c_char>,
     env: Vec<*const c_char>,
 }
 
 impl std::fmt::Debug for Arguments {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Arguments").field("strings", &self._strings).finish_non_exhaustive()
+        // Not the strings: an environment has passwords.
+        f.debug_struct("Arguments").field("strings", &self.strings.len()).finish_non_exhaustive()
     }
 }
 
@@ -75,14 +76,14 @@ impl Arguments {
         };
         let (arg_pointers, env_pointers) = (pointers(&args), pointers(&env));
         let strings = args.into_iter().chain(env).collect();
-        Ok(Self { _strings: strings, args: arg_pointers, env: env_pointers })
+        Ok(Self { strings, args: arg_pointers, env: env_pointers })
     }
 
     /// Becomes the program at `path`. Returns only when it failed.
     pub fn execute(&self, path: &CStr) -> io::Error {
         // nix's call allocates arrays, which a filter may forbid.
         // SAFETY: `path` is a C string; both arrays end with a null pointer and point at C strings whose heap
-        // memory `_strings` owns (moving a CString moves no bytes). All live across the call; when it succeeds
+        // memory `strings` owns (moving a CString moves no bytes). All live across the call; when it succeeds
         // nothing of this program is left.
         unsafe { libc::execve(path.as_ptr(), self.args.as_ptr(), self.env.as_ptr()) };
         io::Error::last_os_error()

@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 /// CLOSE_RANGE_CLOEXEC: marks descriptors close-on-exec instead of closing them.
 const CLOEXEC: libc::c_uint = 4;
 /// The first number after the standard streams.
@@ -63,8 +65,8 @@ pub struct Inherited(Vec<OwnedFd>);
 static CLAIMED: AtomicBool = AtomicBool::new(false);
 
 impl Inherited {
-    /// Takes those among the first `count`, from 3 on, and marks them close-on-exec, and all later ones too. Call it at
-    /// the start of a program, before anything is opened.
+    /// Takes the inherited ones among the numbers 3 to 2 + `count`. These and all later numbers are marked close-on-exec. Call
+    /// it at the start of a program, before anything is opened.
     ///
     /// Only descriptors without an owner are taken. An inherited one has no close-on-exec flag, or execve would have
     /// closed it; descriptors that this program has opened have the flag, because std and this crate always set it.
@@ -124,6 +126,19 @@ pub fn set_stdio(stdin: BorrowedFd<'_>, stdout: BorrowedFd<'_>, stderr: Borrowed
     Ok(rustix::stdio::dup2_stderr(stderr)?)
 }
 
+/// Makes `fd` refer to the open file of `by`, close-on-exec (dup3(2)): for a descriptor that a library keeps open and does
+/// not give away. Its owner still closes it.
+///
+/// # Errors
+/// EINVAL if both are the same.
+pub fn replace(fd: BorrowedFd<'_>, by: BorrowedFd<'_>) -> io::Result<()> {
+    // rustix and nix take the owner of the number, which the caller does not have.
+    // SAFETY: takes numbers and no memory. Both descriptors are open, because they are borrowed. The number of `fd` is open
+    // afterwards as before, so its owner closes its own descriptor.
+    let done = unsafe { libc::dup3(by.as_raw_fd(), fd.as_raw_fd(), libc::O_CLOEXEC) };
+    if done >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Sets O_NONBLOCK, also for other descriptors of the same open file description.
 ///
 /// # Errors
@@ -148,22 +163,23 @@ pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut *buffer))?)
 }
 
-/// Whether somebody has the reading side of a pipe open; `fd` is the writing side.
+/// Whether a process has the reading side of a pipe open; `fd` is the writing side.
 pub fn has_reader(fd: BorrowedFd<'_>) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
-    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&Timespec::default()))).is_ok_and(|_| {
-        let [fd] = fds;
-        !fd.revents().contains(PollFlags::ERR)
-    })
+    poll_now(fd, PollFlags::empty()).is_ok_and(|events| !events.contains(PollFlags::ERR))
 }
 
 /// Whether bytes can be read without waiting. End of file does not count.
 pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&Timespec::default()))).is_ok_and(|_| {
-        let [fd] = fds;
-        fd.revents().contains(PollFlags::IN)
-    })
+    poll_now(fd, PollFlags::IN).is_ok_and(|events| events.contains(PollFlags::IN))
+}
+
+/// poll(2) of one descriptor, without waiting: which of `wanted` have occurred, and ERR and HUP.
+///
+/// # Errors
+/// The errors of poll(2), except EINTR.
+pub(crate) fn poll_now(fd: BorrowedFd<'_>, wanted: PollFlags) -> io::Result<PollFlags> {
+    let mut fds = [PollFd::from_borrowed_fd(fd, wanted)];
+    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&Timespec::default())))?;
+    let [fd] = fds;
+    Ok(fd.revents())
 }

@@ -9,8 +9,8 @@ use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, fstatfs};
 
 use crate::beneath;
 
-/// The /proc of the calling process, for use after it has entered another mount namespace, whose /proc may be of anybody's
-/// making.
+/// The /proc of the calling process, for use after it has entered another mount namespace: an attacker may have mounted
+/// something at /proc there.
 #[derive(Debug)]
 pub struct HostProc(OwnedFd);
 
@@ -28,10 +28,10 @@ impl HostProc {
         Ok(Self(root))
     }
 
-    /// Writes a command to the file at `path`, in one write, as the kernel takes it.
+    /// Writes a command to the file at `path` with one write(2), as the kernel requires.
     ///
     /// # Errors
-    /// NotFound if the kernel has no such file; what the security module answers.
+    /// NotFound if the kernel has no such file; the errors of the security module.
     pub(crate) fn write(&self, path: &str, command: &str) -> io::Result<()> {
         // No mount that lies on the file is followed. `thread-self` is an ordinary symlink.
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;

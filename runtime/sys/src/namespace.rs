@@ -32,8 +32,8 @@ pub fn enter_mount(namespace: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// EPERM, ENOSPC.
 pub fn unshare_mount() -> io::Result<()> {
-    // SAFETY: what is unshared is the mount namespace and, with it, root and working directory (fs_struct). No
-    // descriptor table is unshared, so no descriptor that another thread owns can come to differ.
+    // SAFETY: only unsharing the descriptor table is unsound: a descriptor would mean different files in two threads. This
+    // unshares the mount namespace and, with it, root and working directory (fs_struct).
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(Into::into)
 }
 
@@ -81,7 +81,8 @@ fn copy_into(users: BorrowedFd<'_>, enter: impl FnOnce() -> io::Result<()>) -> i
 /// # Errors
 /// EPERM, ENOSPC.
 pub fn unshare_ipc() -> io::Result<()> {
-    // SAFETY: only the IPC namespace is unshared, so no descriptor that another thread owns can come to differ.
+    // SAFETY: only unsharing the descriptor table is unsound: a descriptor would mean different files in two threads. This
+    // unshares the IPC namespace.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWIPC) }.map_err(Into::into)
 }
 

@@ -1,8 +1,9 @@
 //! Processes by pidfd: a signal never hits another process with a reused pid.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
+use rustix::event::PollFlags;
 use rustix::process::{Pid, PidfdFlags};
 
 /// ioctls PIDFD_GET_*_NAMESPACE, Linux 6.11, by the kind's name in /proc/PID/ns.
@@ -86,7 +87,5 @@ pub(crate) fn namespace(pidfd: BorrowedFd<'_>, number: u32, name: &str) -> io::R
 /// # Errors
 /// poll(2).
 pub fn has_ended(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut fds = [rustix::event::PollFd::from_borrowed_fd(pidfd.as_fd(), rustix::event::PollFlags::IN)];
-    let poll = || rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default()));
-    Ok(rustix::io::retry_on_intr(poll)? > 0)
+    Ok(!crate::fds::poll_now(pidfd, PollFlags::IN)?.is_empty())
 }

@@ -238,26 +238,28 @@ pub fn set_coredump_filter(mask: u32) -> io::Result<()> {
 /// No /proc.
 pub fn set_title(name: &std::ffi::CStr) -> io::Result<()> {
     use std::os::unix::fs::FileExt as _;
+    /// Bytes of the arguments that are overwritten at most. Those of our programs have some hundred.
+    const MAX_ARGUMENTS: usize = 1 << 16;
     rustix::thread::set_name(name)?;
     // Where the arguments are: fields 48 and 49 of /proc/PID/stat (proc_pid_stat(5)).
     let stat = fs::read("/proc/self/stat")?;
     let numbers = || io::Error::new(io::ErrorKind::InvalidData, "/proc/self/stat");
-    let end = stat.iter().rposition(|byte| *byte == b')').ok_or_else(numbers)?;
-    let text = std::str::from_utf8(stat.get(end + 1..).unwrap_or_default()).map_err(|_| numbers())?;
+    let after_name = stat.iter().rposition(|byte| *byte == b')').ok_or_else(numbers)? + 1;
+    let text = std::str::from_utf8(stat.get(after_name..).unwrap_or_default()).map_err(|_| numbers())?;
     let mut fields = text.split_ascii_whitespace().skip(45).map_while(|field| field.parse::<u64>().ok());
-    let (Some(from), Some(to)) = (fields.next(), fields.next()) else { return Err(numbers()) };
-    let length = usize::try_from(to.saturating_sub(from)).unwrap_or(0).min(1 << 16);
+    let (Some(start), Some(end)) = (fields.next(), fields.next()) else { return Err(numbers()) };
+    let length = usize::try_from(end.saturating_sub(start)).unwrap_or(0).min(MAX_ARGUMENTS);
     if length == 0 {
         return Ok(());
     }
+    // The last byte stays 0: the kernel would otherwise show what follows in memory.
+    let name = name.to_bytes();
+    let name = name.get(..length - 1).unwrap_or(name);
     let mut line = vec![0; length];
-    line.iter_mut().zip(name.to_bytes()).for_each(|(to, from)| *to = *from);
-    if let Some(last) = line.last_mut() {
-        *last = 0;
-    }
+    line.iter_mut().zip(name).for_each(|(byte, of_name)| *byte = *of_name);
     // By /proc/self/mem, which fails for an address that is not mapped, where a pointer would crash. Only argv points
     // there.
-    fs::OpenOptions::new().write(true).open("/proc/self/mem")?.write_all_at(&line, from)
+    fs::OpenOptions::new().write(true).open("/proc/self/mem")?.write_all_at(&line, start)
 }
 
 /// Writes a setting below /proc/sys; `name` with dots or slashes, as sysctl(8) takes both.

@@ -6,6 +6,19 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd as Inner};
 
+/// A child has ended.
+pub const CHLD: i32 = libc::SIGCHLD;
+/// Continue a stopped process.
+pub const CONT: i32 = libc::SIGCONT;
+/// Hang up.
+pub const HUP: i32 = libc::SIGHUP;
+/// Interrupt.
+pub const INT: i32 = libc::SIGINT;
+/// Kill.
+pub const KILL: i32 = libc::SIGKILL;
+/// Terminate.
+pub const TERM: i32 = libc::SIGTERM;
+
 /// Highest signal number, SIGRTMAX.
 const LAST: i32 = 64;
 /// Bytes of the kernel's set of signals, which is not the C library's.
@@ -33,8 +46,8 @@ impl SignalFd {
     ///
     /// # Errors
     /// read(2).
-    pub fn next(&self) -> io::Result<Option<u32>> {
-        Ok(self.0.read_signal()?.map(|info| info.ssi_signo))
+    pub fn next(&self) -> io::Result<Option<i32>> {
+        Ok(self.0.read_signal()?.map(|info| info.ssi_signo.cast_signed()))
     }
 }
 

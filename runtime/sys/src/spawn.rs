@@ -215,7 +215,7 @@ fn become_program(plan: &Plan) -> Errno {
     }
     let by_fd = plan.path.is_null();
     if by_fd {
-        // SAFETY: as for dup2 above.
+        // SAFETY: takes numbers and no memory. The table is the child's own copy: what it closes there the parent keeps.
         if unsafe { libc::dup3(plan.binary, plan.rest, libc::O_CLOEXEC) } < 0 {
             return last();
         }
@@ -236,7 +236,8 @@ fn become_program(plan: &Plan) -> Errno {
         // does the empty path. When it succeeds nothing of this program is left.
         unsafe { libc::syscall(libc::SYS_execveat, plan.rest, empty, args, env, flags) };
     } else {
-        // SAFETY: as above; `path` is a C string of `spawn`'s caller.
+        // SAFETY: `path` is a C string of `spawn`'s caller; `args` and `env` end in null and hold C strings of the same
+        // caller. All live across the call. When it succeeds nothing of this program is left.
         unsafe { libc::execve(plan.path, args, env) };
     }
     last()

@@ -10,8 +10,9 @@ use sys::scratch::Scratch;
 
 use crate::io::log::{Batch, Lines, MIN_BUFFER, Stream};
 use crate::io::stamp::Stamp;
+use crate::packet::MAX_PACKET;
 
-/// Bytes of one read: a pipe's capacity.
+/// Bytes of one read: a pipe's capacity. A worker's packet must fit, too.
 const READ: usize = 64 * 1024;
 /// Maximum number of reads of one stream before others are read.
 const TURNS: usize = 8;
@@ -28,7 +29,7 @@ pub(crate) struct Buffers {
 
 impl Buffers {
     pub(crate) fn new() -> io::Result<Self> {
-        const _: () = assert!(WRITE >= MIN_BUFFER);
+        const _: () = assert!(WRITE >= MIN_BUFFER && READ >= MAX_PACKET);
         Ok(Self { read: Scratch::new(READ)?, write: Scratch::new(WRITE)?, used: false })
     }
 
@@ -44,7 +45,7 @@ impl Buffers {
         self.used = false;
     }
 
-    /// The read buffer; it holds no data between reads.
+    /// The read buffer, which has no data between reads and is large enough for a packet.
     pub(crate) fn reading(&mut self) -> &mut [u8] {
         self.used = true;
         self.read.bytes()

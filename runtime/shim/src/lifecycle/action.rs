@@ -5,8 +5,7 @@ use wire::{Event, ExitFacts, Reply};
 
 use super::id::{Requester, Serial};
 
-/// The same number on all architectures.
-pub(crate) const SIGKILL: i32 = 9;
+pub(crate) use sys::signal::KILL as SIGKILL;
 
 /// An action.
 #[derive(Debug, Clone, PartialEq, Eq)]

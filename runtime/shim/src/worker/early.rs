@@ -55,7 +55,7 @@ pub(super) fn attach(
     worker: &[(Place, MountPlan)],
     mut mounts: Vec<Mount>,
     images: &Images,
-    table: &volumes::Table,
+    table: &volumes::HostMounts,
     namespaces: &Namespaces<'_>,
 ) -> Step<Vec<Nested>> {
     let staged = worker.iter().filter(|(place, _)| matches!(place, Place::Staged(_))).count();

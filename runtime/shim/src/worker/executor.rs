@@ -11,6 +11,7 @@ use std::rc::Rc;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use model::User;
 use oci_spec::runtime::Spec;
+use pathrs::procfs::ProcfsHandle;
 use sys::host_proc::HostProc;
 use wire::{ErrorKind, ProcessPlan};
 
@@ -68,6 +69,7 @@ impl Executor for Init {
         // libcontainer has given it another name.
         let _ = rustix::thread::set_name(TITLE);
         let prepare = || {
+            replace_host_procfs(&start_pipe).map_err(stage::internal("process", "procfs of libcontainer"))?;
             send_pidfd(&worker).map_err(stage::internal("process", "pidfd of init"))?;
             let console = late.finish()?;
             drop(worker);
@@ -107,6 +109,16 @@ impl Executor for Init {
 fn send_pidfd(worker: &WorkerOnly) -> std::io::Result<()> {
     let own = sys::pidfd::open(std::process::id())?;
     worker.receiver.init(own.as_fd())
+}
+
+/// Keeps init from reaching the host's processes. libcontainer reads /proc with the crate pathrs, which keeps a procfs open
+/// from its first use on. That was in the worker, so it is a procfs of the host's PID namespace. execve closes it, but only
+/// after it has resolved the program's path: `/proc/self/fd/N/PID/root/...` would be a file of another process. And a process
+/// that may trace a waiting init can open its descriptors. `by` is a pipe, which execve closes as well.
+fn replace_host_procfs(by: &OwnedFd) -> std::io::Result<()> {
+    // Returns the open one, or makes one if there is none. pathrs notices that it was replaced, and makes another then.
+    let Ok(kept) = ProcfsHandle::new() else { return Ok(()) };
+    sys::fds::replace(kept.as_fd(), by.as_fd())
 }
 
 /// Makes the terminal the caller's controlling terminal and stdio. The caller is a session leader.

@@ -70,7 +70,7 @@ pub(crate) struct CreateInput {
     pub(crate) stdio: Stdio,
     /// Write end of the start pipe: execve closes it, and init writes there why its start failed. Close-on-exec.
     pub(crate) start_pipe: OwnedFd,
-    /// The processes whose namespaces the plan joins.
+    /// The namespaces that the plan joins.
     pub(crate) holders: Holders,
 }
 
@@ -100,7 +100,7 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     let pod = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
     sys::namespace::enter_mount(kubelet_mntns.as_fd())
         .map_err(internal("namespaces", "kubelet's mount namespace"))?;
-    let table = volumes::Table::open()?;
+    let table = volumes::HostMounts::open()?;
     let sources = rootfs::clone_sources(&plan.rootfs, users)?;
     let mut late = mounts::clone_late(&split.init, &plan, users)?;
     let early_mounts = early::clone(&split.worker, users)?;

@@ -71,8 +71,9 @@ fn of_the_node(source: BorrowedFd<'_>) -> Option<&'static str> {
     OF_THE_NODE.into_iter().find(|path| identity(CWD, Path::new(path)) == Some(own))
 }
 
-/// The device and the inode of `path`, or of `at` if it is empty, as far as they are known already: one of the node's folders
-/// may be on a server that does not answer (NFS), or be mounted on demand, and no volume depends on that.
+/// The device and the inode of `path`, or of `at` if `path` is empty. Only what the kernel knows already, and nothing is
+/// mounted on demand: one of the node's folders may be on a server that does not answer (NFS), which no other volume must
+/// wait for.
 fn identity(at: BorrowedFd<'_>, path: &Path) -> Option<(u32, u32, u64)> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let facts = statx(at, path, flags, StatxFlags::INO).ok()?;

@@ -24,10 +24,10 @@ use super::users::Users;
 /// limit is a time, because a fast node would make any number of attempts within one burst of changes.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Watches the host's mount table for changes.
-pub(super) struct Table(File);
+/// The host's mount table, watched for changes.
+pub(super) struct HostMounts(File);
 
-impl Table {
+impl HostMounts {
     /// Opens the mount table of the caller's namespace.
     pub(super) fn open() -> Step<Self> {
         File::open("/proc/self/mountinfo").map(Self).map_err(internal("volumes", "/proc/self/mountinfo"))

@@ -11,9 +11,9 @@ use std::{fmt, thread};
 const BUS: &str = "/run/dbus/system_bus_socket";
 /// systemd's own socket, which systemctl(1) uses: for hosts without the message bus, and while that is down.
 pub(super) const PRIVATE: &str = "/run/systemd/private";
-/// How long the other end may be silent before it is looked whether the scope exists: a signal may have been lost.
+/// After this long without a message it is checked whether the scope exists: a signal may have been lost.
 const QUIET: Duration = Duration::from_millis(500);
-/// Pause between two rounds of attempts, and between two looks at a scope that another connection has asked for.
+/// Pause between two rounds of attempts, and between two checks of a scope that an earlier connection has requested.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Bytes of one read.
 const READ: usize = 16 * 1024;

@@ -47,10 +47,10 @@ pub(super) struct Scope {
 /// Why there is no scope.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Failed {
-    /// The other end does not talk to us.
+    /// The other end refused the authentication.
     #[error("the bus refuses the connection: {0:?}")]
     Rejected(String),
-    /// It says what cannot be understood.
+    /// The other end sent an invalid message.
     #[error(transparent)]
     Malformed(#[from] Malformed),
     /// A call failed. `START` is the call for the scope; `by_bus`: the bus itself says so, not who was called.
@@ -62,9 +62,9 @@ pub(super) enum Failed {
 }
 
 impl Failed {
-    /// Whether systemd has refused to make the scope, or failed to. Otherwise it may not even have been asked: the bus itself
-    /// answers if systemd is not on it (it is executing itself again), has left it before it answered, or does not come in
-    /// time, and if it does not deliver the call (its policy, its limits).
+    /// Whether systemd has refused to make the scope, or failed to. Otherwise the call may not have reached systemd: the bus
+    /// itself replies if systemd is not connected (it is executing itself again), if it disconnects before it replies, and if
+    /// the bus does not deliver the call (its policy, its limits).
     pub(super) fn is_systemds(&self) -> bool {
         match self {
             Self::Refused { call, by_bus, .. } => *call == START && !by_bus,

@@ -52,8 +52,8 @@ pub(super) fn find() -> Result<(), Unusable> {
     }
 }
 
-/// Connects to systemd's socket. While systemd executes itself again, nobody listens there: that is waited for, since the
-/// answer decides on the driver until the daemon ends.
+/// Connects to systemd's socket. While systemd executes itself again, nothing listens there. This waits for it, because the
+/// result decides the driver for as long as the daemon runs.
 fn reach(path: &str, limit: Duration, is_process_1: impl Fn() -> bool) -> Result<UnixStream, Unusable> {
     let until = Instant::now() + limit;
     loop {

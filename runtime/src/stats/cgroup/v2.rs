@@ -3,7 +3,7 @@
 use super::super::parse::{self, Charge, MemoryStat, SwapCharge};
 use super::file::{Failed, OpenFile};
 
-/// The files that v1 has not.
+/// The files that v1 does not have.
 #[derive(Debug)]
 pub(super) struct Files {
     cpu: OpenFile,

@@ -17,7 +17,7 @@ const MAX_OPEN: usize = 64;
 ///
 /// `folders` are the cgroup's folders in the hierarchies to search; `freezer` is its folder in v1's freezer hierarchy.
 /// On v2 (`unified`) there is one folder, and cgroup.kill does all, unless the cgroup is threaded or the kernel older than
-/// 5.14. Otherwise the processes are frozen first, so that none can fork. That takes at most `patience`, because a
+/// 5.14. Otherwise the processes are frozen first, so that they cannot fork. That takes at most `patience`, because a
 /// process in D state freezes only when it leaves that state. Then each is signalled by a pidfd, if it is still a member.
 /// At the end every level is thawed: on v1 a frozen process does not die, and the container may have frozen some levels
 /// itself.
@@ -36,10 +36,12 @@ pub fn kill_all(
         return Ok(());
     }
     let freezing = if unified { first } else { freezer };
-    let frozen = freezing.is_some_and(|dir| freeze(dir, unified, patience));
+    if let Some(dir) = freezing {
+        freeze(dir, unified, patience);
+    }
     let mut outcome = Ok(());
     for dir in folders {
-        let killed = each_folder(*dir, &mut |folder| kill_members(folder, frozen));
+        let killed = each_folder(*dir, &mut |folder| kill_members(&mut || members(folder)));
         outcome = outcome.and(except_gone(killed, *dir));
     }
     if let Some(dir) = freezing {
@@ -62,12 +64,12 @@ fn except_gone(outcome: io::Result<()>, dir: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Freezes the cgroup. Returns whether all its processes are frozen now. If not, they can be killed too, but that may
-/// take more rounds.
-fn freeze(dir: BorrowedFd<'_>, unified: bool, patience: Duration) -> bool {
+/// Freezes the cgroup, or gives up after `patience`: its processes can be killed all the same, but that may take more
+/// rounds.
+fn freeze(dir: BorrowedFd<'_>, unified: bool, patience: Duration) {
     let (file, value) = if unified { ("cgroup.freeze", "1") } else { ("freezer.state", "FROZEN") };
     if write(dir, file, value).is_err() {
-        return false;
+        return;
     }
     let start = Instant::now();
     // Sleeping processes freeze within some 50 µs.
@@ -79,12 +81,11 @@ fn freeze(dir: BorrowedFd<'_>, unified: bool, patience: Duration) -> bool {
             read(dir, file).map(|state| state.trim_end() == "FROZEN")
         };
         match is_frozen {
-            Ok(true) => return true,
             Ok(false) if start.elapsed() < patience => {
                 thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(1));
             }
-            _ => return false,
+            _ => return,
         }
     }
 }
@@ -101,31 +102,32 @@ fn thaw(dir: BorrowedFd<'_>, unified: bool) -> io::Result<()> {
     .and(own)
 }
 
-/// Kills the processes in one cgroup, not those below it.
-fn kill_members(dir: BorrowedFd<'_>, frozen: bool) -> io::Result<()> {
-    let list = || -> io::Result<Vec<u32>> {
-        let mut pids = Vec::new();
-        // 0 stands for a process without a pid in this PID namespace, which cannot be signalled. PID 1 and the caller
-        // never belong to a container.
-        processes(dir, |pid| {
-            if pid > 1 && pid != std::process::id() {
-                pids.push(pid);
-            }
-        })?;
-        pids.sort_unstable();
-        Ok(pids)
-    };
+/// The processes in one cgroup that can be killed, not those below it, ascending.
+fn members(dir: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    // 0 stands for a process without a pid in this PID namespace, which cannot be signalled. PID 1 and the caller never
+    // belong to a container.
+    processes(dir, |pid| {
+        if pid > 1 && pid != std::process::id() {
+            pids.push(pid);
+        }
+    })?;
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+/// Kills the processes that `list` returns, which is [`members`] except in tests. It is called again when the pidfds are
+/// open: the kernel may have given a pid to another process since it was listed, and the pidfd would be that one's. That
+/// they are frozen does not exclude it: on v2 a frozen process can be killed, and on v1 a process of this hierarchy may be
+/// elsewhere in that of the freezer.
+fn kill_members(list: &mut impl FnMut() -> io::Result<Vec<u32>>) -> io::Result<()> {
     for some in list()?.chunks(MAX_OPEN) {
         let pidfds: Vec<_> =
             some.iter().filter_map(|pid| Some((*pid, crate::pidfd::open(*pid).ok()?))).collect();
-        // A frozen process cannot end, so the pidfd is its own. Otherwise its pid may have been reused before the pidfd
-        // was opened: list again, and signal only those that are still members.
-        let members = if frozen { None } else { Some(list()?) };
-        for (pid, fd) in &pidfds {
-            if members.as_ref().is_none_or(|members| members.binary_search(pid).is_ok()) {
-                // The only expected error is that it has ended.
-                drop(crate::pidfd::send_signal(fd.as_fd(), libc::SIGKILL));
-            }
+        let members = list()?;
+        for (_, fd) in pidfds.iter().filter(|(pid, _)| members.binary_search(pid).is_ok()) {
+            // The only expected error is that it has ended.
+            drop(crate::pidfd::send_signal(fd.as_fd(), libc::SIGKILL));
         }
     }
     Ok(())
@@ -137,6 +139,17 @@ mod tests {
     use std::fs::{File, create_dir, write};
     use std::os::unix::process::ExitStatusExt as _;
     use std::process::Command;
+
+    /// As if its pid had belonged to a process of the cgroup, which has ended since.
+    #[test]
+    fn a_process_that_is_no_member_any_more_is_not_killed() {
+        let mut other = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut lists = [vec![other.id()], vec![]].into_iter();
+        kill_members(&mut || Ok(lists.next().unwrap())).unwrap();
+        assert_eq!((other.try_wait().unwrap(), lists.len()), (None, 0));
+        kill_members(&mut || Ok(vec![other.id()])).unwrap();
+        assert_eq!(other.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
 
     /// There are more folders than names that the walk keeps. All processes are killed in one round.
     #[test]

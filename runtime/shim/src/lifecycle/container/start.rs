@@ -9,9 +9,6 @@ use crate::lifecycle::id::Requester;
 use crate::lifecycle::input::{ContainerInput, InitState, Stopped};
 use crate::lifecycle::phase::{Execve, Phase};
 
-/// By number, the same on x86-64 and aarch64.
-const SIGCONT: i32 = 18;
-
 impl Container {
     pub(super) fn while_init_lives(&mut self, input: ContainerInput, cx: &mut Context) {
         match input {
@@ -65,7 +62,7 @@ impl Container {
         }
         match state.stopped {
             Stopped::No => return,
-            Stopped::BySignal => cx.act(Action::Signal { pid: init.pid, signal: SIGCONT }),
+            Stopped::BySignal => cx.act(Action::Signal { pid: init.pid, signal: sys::signal::CONT }),
             Stopped::ByTracer => {}
         }
         if init.ending.is_none() && checks.was_stopped() {
