@@ -153,7 +153,7 @@ impl<'a, R: Peek> Frames<'a, R> {
     }
 }
 
-/// By itself it would take a window of one byte more than [`LARGEST`].
+/// A decoder with the limit [`LARGEST`]. The default limit of zstd allows a window of one byte more.
 fn decoder() -> io::Result<Decoder<'static>> {
     let mut decoder = Decoder::new()?;
     decoder.set_parameter(DParameter::WindowLogMax(LARGEST_LOG))?;
