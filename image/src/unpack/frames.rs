@@ -160,8 +160,8 @@ fn decoder() -> io::Result<Decoder<'static>> {
     Ok(decoder)
 }
 
-/// How many bytes the decoder keeps of a frame that begins like this: its window, or all of its content if that is less. `None`
-/// if it is no frame with content.
+/// How many bytes the decoder keeps of a frame that begins like this: its window, or all of its content if that is
+/// less. `None` if it is no frame with content.
 fn window(head: &[u8]) -> Option<u64> {
     let (&descriptor, rest) = head.strip_prefix(ZSTD_MAGIC)?.split_first()?;
     let is_single_segment = descriptor & 1 << 5 != 0;

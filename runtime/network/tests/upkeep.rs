@@ -281,7 +281,8 @@ async fn the_first_add_waits_for_a_gc_that_outlived_its_daemon() {
     assert!(second.gc().await.unwrap());
 }
 
-/// A process that a plugin leaves in GC, or for a pod, may never end: it keeps the lock, but neither GC nor CHECK from running.
+/// A process that a plugin leaves in GC, or for a pod, may never end: it keeps the lock, but neither GC nor CHECK from
+/// running.
 #[tokio::test]
 async fn processes_that_plugins_leave_keep_nothing_from_running() {
     let bench = Bench::new();
