@@ -249,19 +249,23 @@ impl Puller {
             max_bytes: MAX_LAYER_BYTES,
             max_entries: MAX_LAYER_ENTRIES,
         };
+        let store = self.store.clone();
+        let start = move || {
+            let (feed, input) = mpsc::channel::<Bytes>(WAITING);
+            // If the input ends early, this fails and deletes its folder.
+            let unpacked = tokio::spawn(unpacking(move || {
+                let ingest = store.new_ingest()?;
+                let stats = unpack(input, &expected, ingest.path())?;
+                store.publish_layer(ingest, &expected.diff_id, stats)?;
+                drop(pins);
+                Ok(())
+            }));
+            (feed, unpacked)
+        };
         let mut blob = source.blob(&layer);
         // A thread is used only once the host has sent something.
         let mut part = transfer.next(blob.next(), part_length).await?;
-        let (feed, input) = mpsc::channel::<Bytes>(WAITING);
-        let store = self.store.clone();
-        // If the input ends early, this fails and deletes its folder.
-        let unpacked = tokio::spawn(unpacking(move || {
-            let ingest = store.new_ingest()?;
-            let stats = unpack(input, &expected, ingest.path())?;
-            store.publish_layer(ingest, &expected.diff_id, stats)?;
-            drop(pins);
-            Ok(())
-        }));
+        let (feed, unpacked) = start();
         let downloaded = async {
             while let Some(bytes) = part {
                 if feed.send(bytes).await.is_err() {

@@ -74,7 +74,7 @@ pub(crate) fn systemd() -> &'static Lane {
 }
 
 fn all() -> [&'static Lane; 9] {
-    let (images, certificate) = (image::ImageStore::lane(), streaming::server::lane());
+    let (images, certificate) = (image::ImageStore::lane(), streaming::server::Server::lane());
     [exec(), kill(), records(), foreign(), metrics(), systemd(), stats(), images, certificate]
 }
 

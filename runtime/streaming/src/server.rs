@@ -32,7 +32,7 @@ mod tokens;
 mod watch;
 
 pub use backend::{Command, Network, Pending, Process, Sink, Source};
-pub use tls::{Certificate, TlsError, lane};
+pub use tls::{Certificate, TlsError};
 pub use tokens::IssueError;
 
 use std::collections::VecDeque;
@@ -44,7 +44,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, SetOnce};
-use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::remote::Streams;
@@ -174,6 +174,11 @@ impl Urls {
 }
 
 impl Server {
+    /// The threads that read the certificate, so that the daemon can allow their work on its own.
+    pub fn lane() -> &'static pool::Lane {
+        tls::lane()
+    }
+
     /// Listens. Must be called inside a runtime.
     ///
     /// # Errors
@@ -189,7 +194,7 @@ impl Server {
         let tokens = Arc::new(Tokens::default());
         let tls = match tls {
             None => None,
-            Some(files) => Some(Arc::new(lane().run(|| Tls::new(files)).await??)),
+            Some(files) => Some(Arc::new(Self::lane().run(|| Tls::new(files)).await??)),
         };
         let scheme = if tls.is_some() { "https" } else { "http" };
         let urls = Urls { scheme, address, tokens: Arc::clone(&tokens) };
@@ -219,7 +224,7 @@ impl Server {
         let mut stopping = pin!(stopping);
         let mut sweep = tokio::time::interval(TOKEN_LIFE);
         let mut connections = JoinSet::new();
-        let mut refresh: Option<JoinHandle<()>> = None;
+        let mut refresh: Option<AbortHandle> = None;
         loop {
             tokio::select! {
                 () = &mut stopping => break,
@@ -229,9 +234,9 @@ impl Server {
                     }
                     // Not waited for: the disk may hang. There is one at a time, and it logs its errors itself.
                     if let Some(tls) = shared.tls.clone()
-                        && refresh.as_ref().is_none_or(JoinHandle::is_finished)
+                        && refresh.as_ref().is_none_or(AbortHandle::is_finished)
                     {
-                        refresh = Some(tokio::spawn(tls.refresh()));
+                        refresh = Some(tokio::spawn(tls.refresh()).abort_handle());
                     }
                 }
                 Some(ended) = connections.join_next() => {

@@ -19,7 +19,7 @@ static LANE: LazyLock<Lane> = LazyLock::new(|| {
 });
 
 /// The lane that reads the files of certificates, which can hang on any file system of the node.
-pub fn lane() -> &'static Lane {
+pub(super) fn lane() -> &'static Lane {
     &LANE
 }
 
