@@ -174,7 +174,8 @@ impl Urls {
 }
 
 impl Server {
-    /// The threads that read the certificate, so that the daemon can allow their work on its own.
+    /// The lane that reads the certificate: a daemon that cannot start threads lets it work on the caller's
+    /// ([`pool::Lane::allow_inline`]).
     pub fn lane() -> &'static pool::Lane {
         tls::lane()
     }
