@@ -17,7 +17,7 @@ PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static
 # Those that making and running the guest needs beside them.
 VM_PACKAGES := debootstrap debian-archive-keyring e2fsprogs kmod qemu-system-x86 xz-utils zstd
 
-.PHONY: help deps vm-deps vm-image vm test-vm test-vm-smoke test-vm-conformance test-vm-selinux test-vm-node test-vm-guide test-vm-package build daemon shim pause deb harness layout grpcio clientgo test unit model kill-pulls integration fuzz test-node kubelet test-kubectl test-cluster cluster conformance critest plugins bench run lint fmt deny doc clean
+.PHONY: help deps vm-deps vm-image vm test-vm test-vm-smoke test-vm-conformance test-vm-selinux test-vm-node test-vm-guide test-vm-package build daemon shim pause deb harness layout grpcio clientgo test unit model kill-pulls integration fuzz test-node kubelet test-kubectl test-cluster cluster conformance critest cni-plugins bench run lint fmt deny doc clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -8,6 +8,9 @@ use common::{Built, Codec, Faulty, INDEX, MANIFEST, Node, build, digest_of, tar,
 use image::{Compression, Error, ImportProgress};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 use tokio::sync::mpsc;
 
 fn path(digest: &str) -> String {
@@ -174,7 +177,7 @@ async fn an_import_that_is_given_up_leaves_nothing() {
     let progress = ImportProgress::default();
     let place = node.store.import_place().await.unwrap();
     {
-        let mut running = std::pin::pin!(node.store.import(place, input, &[], &progress));
+        let mut running = pin!(node.store.import(place, input, &[], &progress));
         sender.send(archive[..archive.len() / 2].to_vec().into()).await.unwrap();
         tokio::select! {
             ended = &mut running => panic!("{ended:?}"),
@@ -250,6 +253,21 @@ async fn an_export_is_complete_and_shares_layers() {
     assert_eq!(imported.len(), 2);
     assert_eq!(imported[1].id, images[1].id);
     assert_eq!(imported[1].digest, images[1].digest);
+}
+
+/// An operator reads where a call hangs: an export that writes does not wait for others.
+#[tokio::test]
+async fn the_step_of_an_export_is_what_it_does() {
+    let node = Node::new();
+    import(&node.store, &one(&two_layers(), "a:1"), &[]).await.unwrap();
+    // Nobody reads, so it does not end.
+    let (output, _parts) = mpsc::channel(1);
+    output.try_send(bytes::Bytes::new()).unwrap();
+    let (names, progress) = (["a:1".to_owned()], progress::Progress::default());
+    let mut running = pin!(progress.clone().scope(node.store.export(&names, Compression::None, output)));
+    let pending = poll_fn(|context| Poll::Ready(running.as_mut().poll(context).is_pending())).await;
+    assert!(pending, "the export has ended");
+    assert_eq!(progress.place().unwrap().steps, "write the archive");
 }
 
 #[tokio::test]

@@ -309,8 +309,8 @@ impl Forwarder {
     }
 }
 
-/// One connection to a port through client-go's streams, each direction of which ends by itself. Returns what the port sent; fails
-/// if the error stream has something.
+/// One connection to a port through client-go's streams, each direction of which ends by itself. Returns what the port
+/// sent; fails if the error stream has something.
 pub(crate) async fn connection(
     bin: &Path,
     variant: Variant,
@@ -340,8 +340,8 @@ pub(crate) async fn connection(
     Ok(got)
 }
 
-/// One transfer of which client-go drops what it receives; returns how many seconds it took. `options` are those of the command
-/// `what`; as many bytes as `wanted` must come.
+/// One transfer of which client-go drops what it receives; returns how many seconds it took. `options` are those of the
+/// command `what`; as many bytes as `wanted` must come.
 pub(crate) async fn bulk(
     bin: &Path,
     what: &str,

@@ -34,8 +34,8 @@ pub(crate) fn udp(port: u16) -> Result<bool> {
     }
 }
 
-/// Prints `listening`, and then serves each connection of an address: sends back what it receives, and [`LAST`] after the client's
-/// end. With `first` it sends [`GREETING`], ends its direction, and prints how many bytes come after that.
+/// Prints `listening`, and then serves each connection of an address: sends back what it receives, and [`LAST`] after
+/// the client's end. With `first` it sends [`GREETING`], ends its direction, and prints how many bytes come after that.
 pub(crate) fn tcp(address: SocketAddr, first: bool) -> Result<bool> {
     let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
     println!("listening");
@@ -51,8 +51,8 @@ pub(crate) fn tcp(address: SocketAddr, first: bool) -> Result<bool> {
     Ok(true)
 }
 
-/// Prints `listening`, and then serves each connection of an address: after the byte `d` it sends this many bytes, after `u` it
-/// receives as many and answers with one.
+/// Prints `listening`, and then serves each connection of an address: after the byte `d` it sends this many bytes,
+/// after `u` it receives as many and answers with one.
 pub(crate) fn bulk(address: SocketAddr, bytes: u64) -> Result<bool> {
     let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
     println!("listening");

@@ -1,6 +1,7 @@
-//! The machines that nodes run on. The first is the environment of the tests ([`crate::isolation`]). The second has a mount and a
-//! network namespace of its own, with a cable (a veth pair) to the first, which is its default gateway; processes, files and
-//! the control groups are those of the first, so its node has folders and a cgroup root of its own.
+//! The machines that nodes run on. The first is the environment of the tests ([`crate::isolation`]). The second has a
+//! mount and a network namespace of its own, with a cable (a veth pair) to the first, which is its default gateway;
+//! processes, files and the control groups are those of the first, so its node has folders and a cgroup root of its
+//! own.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -77,7 +78,8 @@ impl Machine {
         command("nsenter", &[enter.as_slice(), arguments].concat())
     }
 
-    /// What copepod's configuration needs there, before the first section: process 1 is not in the second machine's namespaces.
+    /// What copepod's configuration needs there, before the first section: process 1 is not in the second machine's
+    /// namespaces.
     pub(crate) fn configuration(&self) -> &'static str {
         if self.holder.is_some() { "mount_namespace = \"self\"\n" } else { "" }
     }

@@ -1,5 +1,5 @@
-//! A client of exec, attach and port-forward: WebSocket as a client writes it, byte by byte, so that a test decides what is sent
-//! and when it stops reading.
+//! A client of exec, attach and port-forward: WebSocket as a client writes it, byte by byte, so that a test decides
+//! what is sent and when it stops reading.
 
 use std::time::Duration;
 

@@ -10,10 +10,10 @@
 //! | systemd | scopes of new pods | systemd and the message bus, for a bounded time |
 //! | stats | cgroup files, samples of CPU time and counters of pods' interfaces; a short wait for the first walk of writable layers; which security modules the host enforces; returning freed memory to the kernel | nothing |
 //!
-//! Images and CNI have their own lanes, in their crates. A pod whose work hangs uses up its share of one lane
-//! ([`pool::Size::max_per_owner`]) and nothing of the others: stop, kill and exec of every pod continue to work, and
-//! they need no new thread. If the disk of `root` hangs, the records lane fills, and what needs it waits. Stops use it
-//! for records only, and do not wait for these longer than `pod::recorder` says.
+//! Images, CNI and the certificate of the streaming server have their own lanes, in their crates. A pod whose work hangs
+//! uses up its share of one lane ([`pool::Size::max_per_owner`]) and nothing of the others: stop, kill and exec of every
+//! pod continue to work, and they need no new thread. If the disk of `root` hangs, the records lane fills, and what needs
+//! it waits. Stops use it for records only, and do not wait for these longer than `pod::recorder` says.
 
 use crate::error::Error;
 use pool::{Lane, Size};
@@ -73,8 +73,9 @@ pub(crate) fn systemd() -> &'static Lane {
     &SYSTEMD
 }
 
-fn all() -> [&'static Lane; 8] {
-    [exec(), kill(), records(), foreign(), metrics(), systemd(), stats(), image::ImageStore::lane()]
+fn all() -> [&'static Lane; 9] {
+    let (images, certificate) = (image::ImageStore::lane(), streaming::server::Server::lane());
+    [exec(), kill(), records(), foreign(), metrics(), systemd(), stats(), images, certificate]
 }
 
 /// Starts the threads that each lane keeps. `single_threaded` means that the process could not start any: then a caller

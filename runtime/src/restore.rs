@@ -186,7 +186,7 @@ async fn release_images(context: &Context, leases: Vec<String>, known: &Known) {
 /// CNI DEL is due for pods that have a lease but no record, or are torn down.
 fn release_networks(context: &Context, pods: Vec<PodId>, known: &Known) {
     for pod in pods.into_iter().filter(|pod| !known.pods.contains(pod) || known.stopped.contains(pod)) {
-        context.cni.owe(&pod, &netns::path(&context.netns_dir, &pod));
+        context.cni.add_pending_del(&pod, &netns::path(&context.netns_dir, &pod));
     }
 }
 

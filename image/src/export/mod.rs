@@ -73,8 +73,9 @@ impl ImageStore {
         compression: Compression,
         output: mpsc::Sender<Bytes>,
     ) -> Result<Vec<Exported>> {
-        let _step = progress::enter("wait for other exports", "two exports run at once: wait, or end one");
+        let step = progress::enter("wait for other exports", "two exports run at once: wait, or end one");
         let place = self.exports.enter("exports").await?;
+        drop(step);
         if names.is_empty() || names.len() > MAX_IMAGES {
             let limit = MAX_IMAGES as u64;
             return Err(Error::TooLarge { object: "the list of images".to_owned(), limit, unit: "images" });

@@ -208,7 +208,7 @@ const CONFIG: &[Member] = &[
     ignored(
         "/config/Memory",
         "1024",
-        "Of Docker's configs before 2016, as the next four; limits are those of the request",
+        "Of Docker's configs before 2016, as the next three; limits are those of the request",
     ),
     ignored("/config/MemorySwap", "1024", "As `Memory`"),
     ignored("/config/CpuShares", "8", "As `Memory`"),

@@ -11,19 +11,19 @@
 //! ```
 
 mod blob;
+mod error_body;
 mod fault;
 mod location;
 mod request;
 mod source;
 mod token;
-mod words;
 
 use self::blob::Blob;
 use self::fault::{Fault, HostFaults, Silence};
 use self::request::Get;
 use super::connect::Connector;
 use super::credentials::{self, Credentials};
-use super::dns::Of;
+use super::dns::HostKind;
 use super::health::{self, Health};
 use super::mirror::{self, Host};
 use super::proxy::Proxies;
@@ -113,17 +113,17 @@ impl Registry {
                 options.proxies.any_by_tls().then(|| for_proxies.client_config()).transpose()?;
             let limit = host.dial_timeout.unwrap_or(options.connect_timeout);
             let reach = Arc::new(Reach::of(&host.authority));
-            let client = |of: Of, tls: ClientConfig| {
+            let client = |kind: HostKind, tls: ClientConfig| {
                 let connector =
-                    Connector::new(limit, (of, &reach), options.proxies.clone(), for_proxies.clone());
+                    Connector::new(limit, (kind, &reach), options.proxies.clone(), for_proxies.clone());
                 Client::builder(TokioExecutor::new())
                     .http1_max_buf_size(READ)
                     .build(HttpsConnector::from((connector, tls)))
             };
-            let itself = if host.is_named { Of::Named } else { Of::Any };
+            let itself = if host.is_configured { HostKind::Configured } else { HostKind::Any };
             let (own, near, other) = tls_of(&host)?;
             let (http, near, other) =
-                (client(itself, own), client(Of::Others, near), client(Of::Others, other));
+                (client(itself, own), client(HostKind::LedTo, near), client(HostKind::LedTo, other));
             let is_other = host.authority != mirror::own_authority(registry);
             endpoints.push(Endpoint {
                 http,
@@ -309,14 +309,14 @@ impl Registry {
     ) -> Option<T> {
         match result {
             Ok(found) => {
-                self.health.works(&endpoint.key());
+                self.health.mark_working(&endpoint.key());
                 Some(found)
             }
             Err(fault) => {
                 if let Fault::Transient { reason, silence, .. } = &fault {
-                    self.failed(endpoint, reason);
+                    self.note_failure(endpoint, reason);
                     if *silence == Silence::Own {
-                        self.health.is_silent(&endpoint.key());
+                        self.health.mark_silent(&endpoint.key());
                     }
                 }
                 faults.add(endpoint, fault);
@@ -326,7 +326,7 @@ impl Registry {
     }
 
     /// Remembers for this pull that a host failed.
-    fn failed(&self, endpoint: &Endpoint, reason: &str) {
+    fn note_failure(&self, endpoint: &Endpoint, reason: &str) {
         *endpoint.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
     }
 

@@ -1,7 +1,7 @@
 //! Connections to hosts: directly, or through the proxy of the request (`proxy`). The TLS to the host itself comes
 //! above, so a proxy sees only that of https.
 
-use super::dns::{Of, Resolver};
+use super::dns::{HostKind, Resolver};
 use super::proxy::{Kind, Proxies, Proxy};
 use super::reach::Reach;
 use bytes::Bytes;
@@ -45,24 +45,24 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    /// `limit` is the time for a TCP connection, `tls` how the certificates of proxies are verified. Names are resolved as
-    /// those `of` a registry with this reach.
+    /// `limit` is the time for a TCP connection, `tls` how the certificates of proxies are verified, `kind` and `reach` for
+    /// whom names are resolved.
     pub(crate) fn new(
         limit: Duration,
-        (of, reach): (Of, &Arc<Reach>),
+        (kind, reach): (HostKind, &Arc<Reach>),
         proxies: Arc<Proxies>,
         tls: Option<ClientConfig>,
     ) -> Self {
-        let tcp = |of| {
-            let mut tcp = HttpConnector::new_with_resolver(Resolver::new(reach.clone(), of));
+        let tcp = |kind| {
+            let mut tcp = HttpConnector::new_with_resolver(Resolver::new(reach.clone(), kind));
             tcp.enforce_http(false);
             tcp.set_nodelay(true);
             tcp.set_connect_timeout(Some(limit));
             tcp
         };
-        let to_proxies = tcp(Of::Any);
+        let to_proxies = tcp(HostKind::Any);
         let tls = tls.map(|tls| HttpsConnector::from((to_proxies.clone(), tls)));
-        Self { tcp: tcp(of), to_proxies, tls, proxies }
+        Self { tcp: tcp(kind), to_proxies, tls, proxies }
     }
 
     /// A connection to the proxy itself.

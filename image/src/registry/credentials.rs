@@ -69,9 +69,7 @@ impl Credentials {
             names.push((registry.to_owned(), repository.to_owned()));
         }
         // A mirror's URL may have a path, such as that of a project.
-        let path = host.path.trim_matches('/');
-        let path = path.strip_suffix("v2").or(path.strip_prefix("v2")).unwrap_or(path).trim_matches('/');
-        let path = format!("{path}/{repository}");
+        let path = format!("{}/{repository}", project(&host.path));
         names.push((host.authority.clone(), path.trim_start_matches('/').to_owned()));
         names.dedup();
         Self { config, names, found: found.unwrap_or_default() }
@@ -103,5 +101,36 @@ impl Credentials {
             }
         }
         Found { auth: None, problem: (!problems.is_empty()).then(|| problems.join("; ")) }
+    }
+}
+
+/// The path of a host without its `v2`, which stands at the end, or, where `hosts.toml` has `override_path`, also at the
+/// beginning.
+fn project(path: &str) -> String {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let parts = match &parts[..] {
+        [project @ .., "v2"] | ["v2", project @ ..] => project,
+        parts => parts,
+    };
+    parts.join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::project;
+
+    #[test]
+    fn the_project_of_a_path_has_no_v2_and_keeps_its_own_name() {
+        for (path, expected) in [
+            ("/v2", ""),
+            ("", ""),
+            ("/proxy/hub/v2", "proxy/hub"),
+            ("/v2/hub/", "hub"),
+            ("/projv2", "projv2"),
+            ("/v2proxy/hub", "v2proxy/hub"),
+            ("/a/v2/b", "a/v2/b"),
+        ] {
+            assert_eq!(project(path), expected, "{path}");
+        }
     }
 }

@@ -20,24 +20,25 @@ static LANE: LazyLock<Lane> = LazyLock::new(|| {
 #[derive(Debug, Clone)]
 pub(crate) struct Resolver {
     reach: Arc<Reach>,
-    of: Of,
+    kind: HostKind,
 }
 
-/// Whose names are resolved.
+/// Whose name is resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Of {
-    /// That of a registry or mirror that the operator has named: its addresses are learnt. (Of other names somebody else
-    /// decides, perhaps at every look-up anew, what they are resolved to.)
-    Named,
-    /// That of any registry, and of proxies.
+pub(crate) enum HostKind {
+    /// A registry or mirror whose URL is in `hosts.toml`: its addresses are learnt. (What another name is resolved to, its
+    /// owner decides, perhaps anew at every look-up.)
+    Configured,
+    /// Any other registry, or a proxy.
     Any,
-    /// Those of hosts that a registry leads to: addresses that are out of its reach are left out.
-    Others,
+    /// A host that a registry leads to, by a redirect or as its token server: addresses that are out of the registry's
+    /// reach are left out.
+    LedTo,
 }
 
 impl Resolver {
-    pub(crate) fn new(reach: Arc<Reach>, of: Of) -> Self {
-        Self { reach, of }
+    pub(crate) fn new(reach: Arc<Reach>, kind: HostKind) -> Self {
+        Self { reach, kind }
     }
 }
 
@@ -51,25 +52,25 @@ impl tower_service::Service<Name> for Resolver {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let Self { reach, of } = self.clone();
+        let Self { reach, kind } = self.clone();
         Box::pin(async move {
             // The connector sets the port.
             let found =
                 LANE.run(move || (name.as_str(), 0).to_socket_addrs()).await.map_err(io::Error::from)??;
-            within(&reach, of, found.collect()).map(Vec::into_iter)
+            within(&reach, kind, found.collect()).map(Vec::into_iter)
         })
     }
 }
 
 /// Those of the addresses that may be connected to. Fails if that is none of several.
-fn within(reach: &Reach, of: Of, found: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
-    match of {
-        Of::Named => {
+fn within(reach: &Reach, kind: HostKind, found: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
+    match kind {
+        HostKind::Configured => {
             found.iter().for_each(|address| reach.learn(address.ip()));
             return Ok(found);
         }
-        Of::Any => return Ok(found),
-        Of::Others => {}
+        HostKind::Any => return Ok(found),
+        HostKind::LedTo => {}
     }
     let mut refused = None;
     let (mut allowed, all) = (Vec::new(), found);
@@ -96,15 +97,15 @@ mod tests {
         let reach = Reach::of("r.example");
         let (near, far) = (addresses(&["127.0.0.1:0", "[::1]:0"]), addresses(&["192.0.2.1:0"]));
         let both = [near.clone(), far.clone()].concat();
-        assert_eq!(within(&reach, Of::Others, both).unwrap(), far);
-        let error = within(&reach, Of::Others, near.clone()).unwrap_err();
+        assert_eq!(within(&reach, HostKind::LedTo, both).unwrap(), far);
+        let error = within(&reach, HostKind::LedTo, near.clone()).unwrap_err();
         assert!(error.to_string().contains("must not send the node"), "{error}");
-        assert!(within(&reach, Of::Others, Vec::new()).unwrap().is_empty());
+        assert!(within(&reach, HostKind::LedTo, Vec::new()).unwrap().is_empty());
         // A proxy of this node says nothing about the registry.
-        assert_eq!(within(&reach, Of::Any, near.clone()).unwrap(), near);
-        assert!(within(&reach, Of::Others, near.clone()).is_err());
+        assert_eq!(within(&reach, HostKind::Any, near.clone()).unwrap(), near);
+        assert!(within(&reach, HostKind::LedTo, near.clone()).is_err());
         // A registry that has such an address itself.
-        assert_eq!(within(&reach, Of::Named, near.clone()).unwrap(), near);
-        assert_eq!(within(&reach, Of::Others, near.clone()).unwrap(), near);
+        assert_eq!(within(&reach, HostKind::Configured, near.clone()).unwrap(), near);
+        assert_eq!(within(&reach, HostKind::LedTo, near.clone()).unwrap(), near);
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Health {
 
 impl Health {
     /// Remembers that a host cannot be reached or does not answer.
-    pub(crate) fn is_silent(&self, host: &str) {
+    pub(crate) fn mark_silent(&self, host: &str) {
         let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
         silent.retain(|_, at| at.elapsed() < MEMORY);
         if silent.len() < MAX_HOSTS || silent.contains_key(host) {
@@ -30,8 +30,8 @@ impl Health {
         }
     }
 
-    /// Forgets a host's silence, because it works.
-    pub(crate) fn works(&self, host: &str) {
+    /// Forgets that a host was silent, because it has answered.
+    pub(crate) fn mark_working(&self, host: &str) {
         self.silent.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
     }
 
@@ -52,15 +52,15 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
         runtime.unwrap().block_on(async {
             let health = Health::default();
-            health.is_silent("a");
+            health.mark_silent("a");
             assert!(health.was_silent("a") && !health.was_silent("b"));
             tokio::time::advance(MEMORY).await;
             assert!(!health.was_silent("a"));
-            health.is_silent("a");
-            health.works("a");
+            health.mark_silent("a");
+            health.mark_working("a");
             assert!(!health.was_silent("a"));
             for number in 0..2 * MAX_HOSTS {
-                health.is_silent(&number.to_string());
+                health.mark_silent(&number.to_string());
             }
             assert_eq!(health.silent.lock().unwrap().len(), MAX_HOSTS);
         });

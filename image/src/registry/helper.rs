@@ -18,13 +18,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::sync::Semaphore;
 
-/// Time limit for one helper. Those of cloud providers ask a server.
+/// Time limit for one answer, with the wait for other helpers ([`RUNNING`]). The helpers of cloud providers ask a server.
 const LIMIT: Duration = Duration::from_secs(30);
 /// Maximum length of the answer in bytes. Tokens of cloud providers have some 4 KiB.
 const MAX_ANSWER: u64 = 64 << 10;
-/// Maximum characters of a helper's own words in an error.
+/// Maximum number of characters that an error quotes of what a helper printed.
 const MAX_WORDS: usize = 300;
-/// Helpers that run at once.
+/// Limits the helpers that run at once to 4. The others wait.
 static RUNNING: Semaphore = Semaphore::const_new(4);
 /// What helpers print if they have nothing for a registry, with a failure as their exit status.
 const NOTHING: &str = "credentials not found";
@@ -38,7 +38,7 @@ pub(crate) enum Problem {
     Missing(String),
     #[error("{program} cannot be run")]
     Run { program: String, source: io::Error },
-    #[error("{program} took longer than {} s", LIMIT.as_secs())]
+    #[error("{program} has not answered within {} s", LIMIT.as_secs())]
     Hung { program: String },
     #[error("{program} ended with {status}: {words}")]
     Failed { program: String, status: ExitStatus, words: String },

@@ -62,7 +62,7 @@ const CREDENTIALS: &[Member] = &[
         "{\"default\": {\"httpProxy\": \"http://p.example\"}}",
         "Variables that Docker's client puts into containers. The daemon's proxy is in its environment",
     ),
-    ignored("/psFormat", "\"table\"", "How Docker's client prints lists, as the next ten"),
+    ignored("/psFormat", "\"table\"", "How Docker's client prints lists, as the next eleven"),
     ignored("/imagesFormat", "\"table\"", "As `psFormat`"),
     ignored("/networksFormat", "\"table\"", "As `psFormat`"),
     ignored("/pluginsFormat", "\"table\"", "As `psFormat`"),

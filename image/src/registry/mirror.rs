@@ -30,8 +30,8 @@ pub(crate) struct Host {
     pub(crate) authority: String,
     /// The registry itself or the `server` that stands for it, not a mirror. So it gets the registry's credentials.
     pub(crate) is_registry: bool,
-    /// The configuration has its URL; the name of a registry is in that of the image.
-    pub(crate) is_named: bool,
+    /// Its URL is in `hosts.toml`. That of any other host was made from the image's name.
+    pub(crate) is_configured: bool,
     /// The path before `/<repository>/manifests/`, usually `/v2`.
     pub(crate) path: String,
     /// Capability `pull`: serves blobs, and manifests by digest.
@@ -127,7 +127,7 @@ impl Host {
             scheme,
             authority,
             is_registry: false,
-            is_named: false,
+            is_configured: false,
             path,
             pull: true,
             resolve: true,
@@ -172,7 +172,7 @@ impl Host {
         let path = uri.path().trim_end_matches('/');
         let path =
             if override_path || path.ends_with("/v2") { path.to_owned() } else { format!("{path}/v2") };
-        Ok(Self { is_named: true, ..Self::new(scheme, authority, path) })
+        Ok(Self { is_configured: true, ..Self::new(scheme, authority, path) })
     }
 
     /// Applies settings. Relative paths in them start at `folder`.

@@ -153,15 +153,15 @@ impl<'a, R: Peek> Frames<'a, R> {
     }
 }
 
-/// By itself it would take a window of one byte more than [`LARGEST`].
+/// A decoder with the limit [`LARGEST`]. The default limit of zstd allows a window of one byte more.
 fn decoder() -> io::Result<Decoder<'static>> {
     let mut decoder = Decoder::new()?;
     decoder.set_parameter(DParameter::WindowLogMax(LARGEST_LOG))?;
     Ok(decoder)
 }
 
-/// How many bytes the decoder keeps of a frame that begins like this: its window, or all of its content if that is less. `None`
-/// if it is no frame with content.
+/// How many bytes the decoder keeps of a frame that begins like this: its window, or all of its content if that is
+/// less. `None` if it is no frame with content.
 fn window(head: &[u8]) -> Option<u64> {
     let (&descriptor, rest) = head.strip_prefix(ZSTD_MAGIC)?.split_first()?;
     let is_single_segment = descriptor & 1 << 5 != 0;

@@ -54,8 +54,8 @@ async fn pods_of_both_nodes_talk(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// The peer of a connection of port 9000, which it may have closed already, in a line of /proc/net/tcp, or of tcp6, where the address ends with that
-/// of IPv4.
+/// The peer of a connection of port 9000, in a line of /proc/net/tcp, or of tcp6, where the address ends with that of
+/// IPv4. The peer may have closed the connection already.
 fn peer(line: &str) -> Option<String> {
     let mut words = line.split_whitespace().skip(1);
     let (local, remote, state) = (words.next()?, words.next()?, words.next()?);

@@ -117,7 +117,7 @@ async fn nothing_runs_twice_while_copepod_dies(cluster: &Cluster) -> Result<()> 
 }
 
 async fn deletions_end_while_copepod_dies(cluster: &Cluster) -> Result<()> {
-    // It ignores the polite signal, so that kubelet waits and then kills.
+    // It ignores SIGTERM, so that kubelet waits and then sends SIGKILL.
     let line = ": stubborn; trap '' TERM; while :; do sleep 0.2; done";
     let set = replicated(
         "Deployment",

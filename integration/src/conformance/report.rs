@@ -45,8 +45,8 @@ pub(super) struct Spec {
     pub(super) outcome: Outcome,
 }
 
-/// Runs critest and returns its specs; it skips those without `focus` in their names. Its output and its report are `<transport>.log` and `<transport>.json` in
-/// `reports`. That specs fail is no error here.
+/// Runs critest and returns its specs; it skips those without `focus` in their names. Its output and its report are
+/// `<transport>.log` and `<transport>.json` in `reports`. That specs fail is no error here.
 pub(super) async fn run(
     critest: &Path,
     socket: &Path,

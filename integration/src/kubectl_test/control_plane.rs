@@ -1,5 +1,6 @@
-//! etcd, kube-apiserver and metrics-server, with kubeconfigs for an administrator and the nodes; and, if wanted, the scheduler and the
-//! controller manager. Without these nothing schedules: pods name their node; and nothing makes service accounts: pods have none.
+//! etcd, kube-apiserver and metrics-server, with kubeconfigs for an administrator and the nodes; and, if wanted, the
+//! scheduler and the controller manager. Without these nothing schedules: pods name their node; and nothing makes
+//! service accounts: pods have none.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,8 @@ use crate::isolation::{NODE_IP, command};
 use crate::registry::free_port;
 use crate::wait::{self, secs};
 
-/// The users of the API server: the name of the kubeconfig, which is the token too, the user's name, and its group. What a user may do is what Kubernetes' own roles say.
+/// The users of the API server: the name of the kubeconfig, which is the token too, the user's name, and its group.
+/// What a user may do is what Kubernetes' own roles say.
 const USERS: [[&str; 3]; 5] = [
     ["admin", "admin", "system:masters"],
     ["node1", "system:node:node1", "system:nodes"],
@@ -134,8 +136,8 @@ impl ControlPlane {
         let port = free_port()?;
         let admin = self.dir.join("admin.json").display().to_string();
         let certificates = self.dir.join("metrics-certificates").display().to_string();
-        // Every client that reaches its port may read: the API server has no client certificate that would tell metrics-server
-        // which user a request is for.
+        // Every client that reaches its port may read: the API server has no client certificate that would tell
+        // metrics-server which user a request is for.
         self.launch(
             "metrics-server",
             &format!(

@@ -1,4 +1,5 @@
-//! kubectl as a user runs it, on pipes or in a terminal. Every call is printed with its exit code: the run's output is a transcript.
+//! kubectl as a user runs it, on pipes or in a terminal. Every call is printed with its exit code: the run's output is
+//! a transcript.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -124,8 +125,8 @@ impl Kubectl {
         let slave = File::options().read(true).write(true).open(name.to_str()?)?;
         resize(&master, width, height)?;
         let inner = self.command(arguments, &[]);
-        // A session of its own, whose terminal this is: otherwise nobody tells kubectl of a new size. setsid leads no process
-        // group here, so it becomes kubectl.
+        // A session of its own, whose terminal this is: otherwise nobody tells kubectl of a new size. setsid leads no
+        // process group here, so it becomes kubectl.
         let mut command = Command::new("setsid");
         command.arg("--ctty").arg(&self.program).args(arguments);
         command.envs(inner.as_std().get_envs().filter_map(|(key, value)| Some((key, value?))));

@@ -1,5 +1,5 @@
-//! kubectl through a control plane, the real kubelet and copepod: what an operator types first. The run's output is the transcript,
-//! and each step checks output and exit code.
+//! kubectl through a control plane, the real kubelet and copepod: what an operator types first. The run's output is the
+//! transcript, and each step checks output and exit code.
 
 mod checks;
 pub(crate) mod control_plane;

@@ -1,4 +1,5 @@
-//! In-place resize: kubelet changes the limits of a running container by UpdateContainerResources, after it has read its usage.
+//! In-place resize: kubelet changes the limits of a running container by UpdateContainerResources, after it has read
+//! its usage.
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -27,8 +28,8 @@ async fn status(cluster: &Cluster) -> Result<Value> {
     pod.pointer("/status/containerStatuses/0").cloned().context("no status of the container")
 }
 
-/// Raises and lowers the limits of a container that has ended once before. kubelet lowers a memory limit only if it knows the
-/// usage of each container of that name in the list of stats.
+/// Raises and lowers the limits of a container that has ended once before. kubelet lowers a memory limit only if it
+/// knows the usage of each container of that name in the list of stats.
 async fn a_restarted_container_is_resized(cluster: &Cluster) -> Result<()> {
     let line =
         "[ -e /state/ran ] || { touch /state/ran; exit 1; }; trap 'exit 0' TERM; while :; do sleep 0.2; done";

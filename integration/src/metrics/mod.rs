@@ -109,9 +109,9 @@ pub(crate) fn has_huge_pages() -> bool {
     }
 }
 
-/// The names that clients know, without their prefix. `-` marks those of pressure, which needs cgroup v2, `h` those that need accounting
-/// of huge pages, `p` those that only v1's has, `i` those of block I/O, which the kernel counts only with some I/O schedulers or limits, and `q` those
-/// of a CPU quota.
+/// The names that clients know, without their prefix. `-` marks those of pressure, which needs cgroup v2, `h` those
+/// that need accounting of huge pages, `p` those of huge pages that only cgroup v1 has, `i` those of block I/O, which
+/// the kernel counts only with some I/O schedulers or limits, and `q` those of a CPU quota.
 const KNOWN: &str = "
 i:blkio_device_usage_total q:cpu_cfs_periods_total q:cpu_cfs_throttled_periods_total q:cpu_cfs_throttled_seconds_total
 cpu_system_seconds_total cpu_usage_seconds_total cpu_user_seconds_total file_descriptors fs_inodes_free fs_inodes_total

@@ -1,10 +1,10 @@
 //! ADD and DEL of a pod; in the modules: the loaded network and STATUS, CHECK and GC, DELs that have failed, and the host
 //! ports that these still hold.
 
-mod debts;
 mod host_ports;
 mod loaded;
 mod lock;
+mod pending;
 mod upkeep;
 
 use std::ffi::OsString;
@@ -29,11 +29,11 @@ use crate::lease::{IFNAME, Lease, LeaseWithResult, Leases};
 use crate::plugin::{self, Call};
 use crate::result::AddResult;
 
-use self::debts::Ledger;
 use self::loaded::Loading;
 use self::lock::Unfinished;
+use self::pending::DelQueue;
 
-pub use self::debts::{Debt, Debts, Released};
+pub use self::pending::{PendingDel, PendingDels, Released};
 pub use self::upkeep::Pace;
 
 /// CNI's error code for a container that is unknown or does not exist.
@@ -56,7 +56,7 @@ struct Inner {
     leases: Leases,
     /// Locked only to read or change a number.
     unfinished: Unfinished,
-    debts: Ledger,
+    pending: DelQueue,
     /// No GC of an earlier daemon runs any more.
     earlier_gc_ended: AtomicBool,
     /// Threads for reading leases and configurations and for starting plugins: each of these disks can hang.
@@ -106,7 +106,8 @@ impl Cni {
             max_queued: WAITING,
         });
         let plugins = Plugins { bin_dirs: config.bin_dirs.clone(), timeout: config.timeout };
-        let (plugins, unfinished, debts) = (RwLock::new(plugins), Unfinished::default(), Ledger::new(places));
+        let (plugins, unfinished, pending) =
+            (RwLock::new(plugins), Unfinished::default(), DelQueue::new(places));
         let earlier_gc_ended = AtomicBool::new(false);
         Self(Arc::new(Inner {
             config,
@@ -115,7 +116,7 @@ impl Cni {
             slots: Semaphore::new(places),
             leases,
             unfinished,
-            debts,
+            pending,
             earlier_gc_ended,
             lane,
         }))

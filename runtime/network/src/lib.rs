@@ -23,7 +23,7 @@ mod version;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use attach::{Cni, Debt, Debts, Pace, Released};
+pub use attach::{Cni, Pace, PendingDel, PendingDels, Released};
 pub use bandwidth::{InvalidBandwidth, check_bandwidth};
 pub use error::{Error, Failure, Verb};
 pub use input::{Attachment, fits_cni_args};

@@ -70,7 +70,7 @@ async fn a_pod_is_refused_a_host_port_that_leads_to_one_that_has_ended() {
     // Rules do not outlive a boot.
     let rebooted = Cni::new(CniConfig { boot_id: "another".to_owned(), ..bench.config() });
     assert!(rebooted.reload().await.is_ready());
-    rebooted.owe(&old.pod, &old.netns);
+    rebooted.add_pending_del(&old.pod, &old.netns);
     rebooted.add(&with_port(&bench, 5, Protocol::Tcp, 8080)).await.unwrap();
 
     // The DEL that is due is run first.

@@ -192,7 +192,7 @@ async fn a_host_port_does_not_lead_to_a_pod_that_has_ended() {
     assert_eq!(net.allocated().len(), 2, "its addresses are given to nobody else");
     let error = cni.add(&new).await.unwrap_err();
     assert!(matches!(error, Error::HostPort { port: 8080, .. }), "{error:?}");
-    // Without the refusal: a client that knows of no debt.
+    // Without the refusal: a client that knows of no pending DEL.
     let ignorant = Cni::new(config);
     assert!(ignorant.reload().await.is_ready());
     let second = ignorant.add(&new).await.unwrap();

@@ -92,14 +92,14 @@ async fn a_del_that_fails_is_repeated_in_the_background() {
     cni.add(&two).await.unwrap();
     let within = Duration::from_secs(60);
     assert_eq!(cni.release(&pod(1), &one.netns, within).await, Released::Now);
-    assert_eq!(cni.debts().count, 0);
+    assert_eq!(cni.pending_dels().count, 0);
     // The program is gone for good, or so it seems.
     fs::rename(bench.path("bin/p"), bench.path("away")).unwrap();
     assert_eq!(cni.release(&pod(2), &two.netns, within).await, Released::Later);
     assert_eq!(cni.release(&pod(2), &two.netns, within).await, Released::Later, "the background has it");
-    let debts = cni.debts();
-    assert_eq!((debts.count, debts.oldest[0].attempts, &debts.oldest[0].pod), (1, 1, &pod(2)));
-    assert!(debts.oldest[0].problem.contains("no such program"), "{debts:?}");
+    let pending = cni.pending_dels();
+    assert_eq!((pending.count, pending.oldest[0].attempts, &pending.oldest[0].pod), (1, 1, &pod(2)));
+    assert!(pending.oldest[0].problem.contains("no such program"), "{pending:?}");
     assert_eq!(cni.leases().await.unwrap(), [pod(2)], "its address is not lost");
 
     let unpinned = Mutex::new(Vec::new());
@@ -108,9 +108,10 @@ async fn a_del_that_fails_is_repeated_in_the_background() {
         std::future::ready(())
     };
     let mended = async {
-        until("another attempt", || cni.debts().oldest.first().is_some_and(|debt| debt.attempts > 1)).await;
+        until("another attempt", || cni.pending_dels().oldest.first().is_some_and(|del| del.attempts > 1))
+            .await;
         fs::rename(bench.path("away"), bench.path("bin/p")).unwrap();
-        until("the debt to be paid", || cni.debts().count == 0).await;
+        until("the DEL to succeed", || cni.pending_dels().count == 0).await;
         until("the pin to be removed", || !unpinned.lock().unwrap().is_empty()).await;
     };
     tokio::select! {
@@ -122,7 +123,7 @@ async fn a_del_that_fails_is_repeated_in_the_background() {
     assert_eq!(calls(&bench).last().unwrap(), &format!("DEL {}", pod(2)));
 }
 
-/// A DEL that takes longer than the caller waits goes on; a new daemon learns of what an old one still owed.
+/// A DEL that takes longer than the caller waits goes on; a new daemon learns of the DEL that an old one has not completed.
 #[tokio::test]
 async fn a_slow_del_is_not_waited_for_and_one_of_an_earlier_daemon_is_repeated() {
     let bench = Bench::new();
@@ -145,18 +146,20 @@ async fn a_slow_del_is_not_waited_for_and_one_of_an_earlier_daemon_is_repeated()
         cni.release(&two.pod, &two.netns, Duration::from_secs(60)),
     );
     assert!(given_up.await.is_err());
-    assert!(cni.debts().oldest.iter().any(|debt| debt.pod == pod(2) && debt.problem.contains("given up")));
+    assert!(
+        cni.pending_dels().oldest.iter().any(|del| del.pod == pod(2) && del.problem.contains("given up"))
+    );
     fs::write(&gate, "").unwrap();
     let second = bench.cni();
-    second.owe(&pod(2), &two.netns);
+    second.add_pending_del(&pod(2), &two.netns);
     let unpin = |_| std::future::ready(());
-    let paid = async {
-        until("both to be paid", || cni.debts().count == 0 && second.debts().count == 0).await;
+    let succeeded = async {
+        until("both to succeed", || cni.pending_dels().count == 0 && second.pending_dels().count == 0).await;
     };
     tokio::select! {
         () = cni.upkeep(NEVER, unpin) => panic!("upkeep ended"),
         () = second.upkeep(NEVER, unpin) => panic!("upkeep ended"),
-        () = paid => {}
+        () = succeeded => {}
     }
     assert!(cni.leases().await.unwrap().is_empty());
 }
@@ -278,7 +281,8 @@ async fn the_first_add_waits_for_a_gc_that_outlived_its_daemon() {
     assert!(second.gc().await.unwrap());
 }
 
-/// A process that a plugin leaves in GC, or for a pod, may never end: it keeps the lock, but neither GC nor CHECK from running.
+/// A process that a plugin leaves in GC, or for a pod, may never end: it keeps the lock, but neither GC nor CHECK from
+/// running.
 #[tokio::test]
 async fn processes_that_plugins_leave_keep_nothing_from_running() {
     let bench = Bench::new();

@@ -8,7 +8,7 @@ use crate::operations::{Operation, UnderWay};
 use crate::root::Problem;
 use crate::selinux::Selinux;
 use cri_api::v1 as cri;
-use network::{Debt, Debts, Readiness};
+use network::{PendingDel, PendingDels, Readiness};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -144,9 +144,9 @@ fn info(
 }
 
 /// Pods whose network is not released although they have ended, for a verbose status.
-pub(super) fn releases(debts: &Debts) -> serde_json::Value {
-    let oldest = debts.oldest.iter().map(|debt| {
-        let Debt { pod, since, attempts, next, problem } = debt;
+pub(super) fn releases(pending: &PendingDels) -> serde_json::Value {
+    let oldest = pending.oldest.iter().map(|del| {
+        let PendingDel { pod, since, attempts, next, problem } = del;
         serde_json::json!({
             "pod": pod.as_str(),
             "seconds": seconds(*since),
@@ -155,7 +155,7 @@ pub(super) fn releases(debts: &Debts) -> serde_json::Value {
             "problem": problem,
         })
     });
-    serde_json::json!({ "count": debts.count, "oldest": oldest.collect::<Vec<_>>() })
+    serde_json::json!({ "count": pending.count, "oldest": oldest.collect::<Vec<_>>() })
 }
 
 /// The part of containerd's `cniconfig` that is known here: its users look there for the network that is loaded.
@@ -265,15 +265,15 @@ mod tests {
     #[test]
     fn networks_that_are_still_to_be_released_are_shown() {
         let pod = model::PodId::from_random([1; 32]);
-        let debt = Debt {
+        let del = PendingDel {
             pod: pod.clone(),
             since: Duration::from_millis(61_500),
             attempts: 3,
             next: Some(Duration::from_secs(4)),
             problem: "no such program".to_owned(),
         };
-        let running = Debt { next: None, ..debt.clone() };
-        let shown = releases(&Debts { count: 40, oldest: vec![debt, running] });
+        let running = PendingDel { next: None, ..del.clone() };
+        let shown = releases(&PendingDels { count: 40, oldest: vec![del, running] });
         let first = serde_json::json!({
             "pod": pod.as_str(), "seconds": 61.5, "attempts": 3, "nextSeconds": 4.0, "problem": "no such program",
         });

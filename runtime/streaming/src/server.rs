@@ -99,6 +99,9 @@ pub enum BindError {
     /// The certificate is not usable.
     #[error("TLS cannot be used")]
     Tls(#[from] TlsError),
+    /// No thread could be started that reads the certificate.
+    #[error("the certificate cannot be read")]
+    Thread(#[from] pool::Error),
 }
 
 /// What all connections share.
@@ -171,6 +174,12 @@ impl Urls {
 }
 
 impl Server {
+    /// The lane that reads the certificate: a daemon that cannot start threads lets it work on the caller's
+    /// ([`pool::Lane::allow_inline`]).
+    pub fn lane() -> &'static pool::Lane {
+        tls::lane()
+    }
+
     /// Listens. Must be called inside a runtime.
     ///
     /// # Errors
@@ -186,10 +195,7 @@ impl Server {
         let tokens = Arc::new(Tokens::default());
         let tls = match tls {
             None => None,
-            Some(files) => {
-                let read = tokio::task::spawn_blocking(|| Tls::new(files)).await;
-                Some(Arc::new(read.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?))
-            }
+            Some(files) => Some(Arc::new(Self::lane().run(|| Tls::new(files)).await??)),
         };
         let scheme = if tls.is_some() { "https" } else { "http" };
         let urls = Urls { scheme, address, tokens: Arc::clone(&tokens) };
@@ -219,6 +225,7 @@ impl Server {
         let mut stopping = pin!(stopping);
         let mut sweep = tokio::time::interval(TOKEN_LIFE);
         let mut connections = JoinSet::new();
+        let mut refresh: Option<AbortHandle> = None;
         loop {
             tokio::select! {
                 () = &mut stopping => break,
@@ -226,9 +233,11 @@ impl Server {
                     if shared.tokens.sweep(Instant::now()) {
                         (shared.freed)();
                     }
-                    if let Some(tls) = shared.tls.clone() {
-                        // Not waited for: it logs its errors itself.
-                        drop(tokio::task::spawn_blocking(move || tls.refresh()));
+                    // Not waited for: the disk may hang. There is one at a time, and it logs its errors itself.
+                    if let Some(tls) = shared.tls.clone()
+                        && refresh.as_ref().is_none_or(AbortHandle::is_finished)
+                    {
+                        refresh = Some(tokio::spawn(tls.refresh()).abort_handle());
                     }
                 }
                 Some(ended) = connections.join_next() => {

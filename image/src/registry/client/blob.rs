@@ -159,13 +159,13 @@ impl<'a> Blob<'a> {
         self.offset += part.len() as u64;
         self.watched.bytes += part.len() as u64;
         if self.watched.since.elapsed() >= WATCHED {
-            self.help();
+            self.open_more_if_slow();
         }
         Ok((!part.is_empty()).then_some(part))
     }
 
     /// Opens further connections if the first one was slow since it is watched.
-    fn help(&mut self) {
+    fn open_more_if_slow(&mut self) {
         let Watched { since, waited, bytes } = std::mem::replace(&mut self.watched, Watched::new());
         if waited >= since.elapsed() * 3 / 4
             && let Some((endpoint, _)) = self.sender
@@ -181,7 +181,7 @@ impl<'a> Blob<'a> {
         if let Some((endpoint, breaks)) = &mut self.sender {
             *breaks += 1;
             if *breaks >= MAX_BREAKS_OF_HOST {
-                self.registry.failed(endpoint, reason);
+                self.registry.note_failure(endpoint, reason);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! One request to a host: its credentials, its redirects, its response.
 
 use super::fault::{Fault, Silence};
-use super::{Endpoint, Http, Registry, location, words};
+use super::{Endpoint, Http, Registry, error_body, location};
 use crate::registry::auth::{self, Challenge};
 use crate::registry::proxy::Kind;
 use crate::registry::reach::OutOfReach;
@@ -82,7 +82,7 @@ impl Registry {
             }
         }
         let words = refused.map(|refused| refused.words).unwrap_or_default();
-        Err(Fault::Unauthorized(words::after("unauthorized", &words)))
+        Err(Fault::Unauthorized(error_body::after("unauthorized", &words)))
     }
 
     /// The Authorization header to send.
@@ -114,7 +114,7 @@ impl Registry {
         // Sending the same header again would fail again.
         if next.is_none() || (next == sent && sent.is_some()) {
             let what = if auth.is_some() { "unauthorized" } else { "unauthorized, without credentials" };
-            let fault = Fault::Unauthorized(words::after(what, &words));
+            let fault = Fault::Unauthorized(error_body::after(what, &words));
             return Err(fault.with_problem(found.problem.as_deref()));
         }
         current.clone_from(&next);
@@ -196,7 +196,7 @@ impl Registry {
     pub(super) async fn fault(&self, response: Response<Incoming>) -> Fault {
         let status = response.status();
         let retry_after = retry_after(&response);
-        let mut reason = words::after(&format!("status {status}"), &self.words(response).await);
+        let mut reason = error_body::after(&format!("status {status}"), &self.words(response).await);
         match status.as_u16() {
             404 => Fault::NotFound(reason),
             401 | 403 => Fault::Unauthorized(reason),
@@ -216,16 +216,16 @@ impl Registry {
         let mut bytes = BytesMut::new();
         let read = async {
             while let Ok(Some(part)) = self.next_part(&mut body).await {
-                let room = words::MAX_BYTES.saturating_sub(bytes.len());
+                let room = error_body::MAX_BYTES.saturating_sub(bytes.len());
                 bytes.extend_from_slice(&part[..part.len().min(room)]);
-                if bytes.len() == words::MAX_BYTES {
+                if bytes.len() == error_body::MAX_BYTES {
                     break;
                 }
             }
         };
         // What has come in time is used.
         timeout(WORDS_LIMIT, read).await.unwrap_or_default();
-        words::of(&bytes)
+        error_body::text(&bytes)
     }
 
     /// Reads a body of at most `limit` bytes to its end.

@@ -96,7 +96,7 @@ impl Registry {
         let bytes = self.read_all(response, MAX_TOKEN).await.map_err(Fault::of_another_host)?;
         let unusable = || Fault::Final(format!("token realm {host} sent no valid token"));
         let answer: Value = serde_json::from_slice(&bytes).map_err(|_| unusable())?;
-        // Realms send one of the two or both, and one of them may be empty or null. When the token expires matters not:
+        // Realms send one of the two or both, and one of them may be empty or null. When the token expires is not read:
         // the registry answers with another challenge then.
         let tokens = ["token", "access_token"].into_iter().filter_map(|key| answer.get(key)?.as_str());
         let token = tokens.map(str::trim).find(|token| !token.is_empty());

@@ -38,8 +38,8 @@ const EXECS: usize = 50;
 const GROWTH: u64 = 1024;
 /// Time in which the daemon notices that a client has vanished without a word: its 150 s, and what closing takes.
 const VANISHED: Duration = secs(160);
-/// Connections without a valid URL: more than the server has sessions (1,024), and so few that the kernel's queue (128) takes
-/// the rest if the server accepts no more. Then the next client connects, and waits.
+/// Connections without a valid URL: more than the server has sessions (1,024), and so few that the kernel's queue (128)
+/// takes the rest if the server accepts no more. Then the next client connects, and waits.
 const REFUSED: usize = 1100;
 /// The server's port in the pod.
 const PORT: u16 = 7004;
@@ -118,7 +118,8 @@ impl Rig {
     }
 }
 
-/// 100 connections of one port-forward, each way; then 50 execs and 50 attached clients. All of a kind are open before one ends.
+/// 100 connections of one port-forward, each way; then 50 execs and 50 attached clients. All of a kind are open before
+/// one ends.
 async fn load_by_clientgo_leaves_nothing(cx: Context) -> Result<()> {
     let rig = Rig::new(cx).await?;
     let (cx, bin) = (&rig.cx, &rig.cx.fixture.bin);

@@ -53,7 +53,7 @@ impl Cni {
     ) -> Result<(), Error> {
         let wanted = host_ports(capabilities);
         // Nearly always: no lease is read.
-        let holders = if wanted.is_empty() { Vec::new() } else { self.0.debts.with_host_ports() };
+        let holders = if wanted.is_empty() { Vec::new() } else { self.0.pending.with_host_ports() };
         for holder in holders {
             let id = holder.clone();
             let held = self.blocking(move |leases| Ok(leases.capabilities_of_this_boot(&id))).await?;
@@ -66,8 +66,8 @@ impl Cni {
                 "verbose Status (crictl info) shows in networkReleases why it fails",
             );
             tracing::info!(%pod, port = port.host_port, %holder, "a pod needs a host port of one whose CNI DEL is due: that is run first");
-            self.pay_now(&holder, WAIT).await;
-            if let Some(problem) = self.0.debts.host_ports_problem(&holder) {
+            self.retry_now(&holder, WAIT).await;
+            if let Some(problem) = self.0.pending.host_ports_problem(&holder) {
                 let (pod, port, protocol) = (pod.clone(), port.host_port, port.protocol.clone());
                 let lease = self.0.config.cache_dir.join(holder.as_str());
                 return Err(Error::HostPort { pod, port, protocol, holder, lease, problem });

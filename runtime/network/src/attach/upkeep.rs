@@ -52,10 +52,10 @@ impl Cni {
         let mut gc_at = Instant::now() + pace.first;
         let mut check_at = Some(gc_at);
         loop {
-            for pin in self.0.debts.pins() {
+            for pin in self.0.pending.pins() {
                 unpin(pin).await;
             }
-            self.pay_due();
+            self.retry_due();
             let now = Instant::now();
             if check_at.take_if(|at| *at <= now).is_some() {
                 let cni = self.clone();
@@ -73,10 +73,10 @@ impl Cni {
                 };
                 gc_at = Instant::now() + pause;
             }
-            let next = self.0.debts.next().into_iter().chain(check_at).fold(gc_at, Instant::min);
+            let next = self.0.pending.next().into_iter().chain(check_at).fold(gc_at, Instant::min);
             tokio::select! {
                 () = sleep_until(next) => {}
-                () = self.0.debts.changed.notified() => {}
+                () = self.0.pending.changed.notified() => {}
             }
         }
     }
@@ -153,7 +153,7 @@ impl Cni {
     /// The failure of the first plugin that fails.
     pub async fn check(&self, pod: &PodId) -> Result<bool, Error> {
         let id = pod.clone();
-        if self.0.debts.has(pod) {
+        if self.0.pending.has(pod) {
             return Ok(false);
         }
         let Some((lease, Some(result))) = self.blocking(move |leases| leases.get(&id)).await? else {

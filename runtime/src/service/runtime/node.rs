@@ -28,7 +28,7 @@ pub(super) async fn status(
     let mut reply =
         health::status(&cni.readiness(), root.as_ref(), measured, &config.borrow(), verbose.as_ref());
     if verbose.is_some() {
-        reply.info.insert("networkReleases".to_owned(), health::releases(&cni.debts()).to_string());
+        reply.info.insert("networkReleases".to_owned(), health::releases(&cni.pending_dels()).to_string());
     }
     Ok(reply)
 }

@@ -179,7 +179,7 @@ impl Forwarding {
                     None => self.link.flush().await?,
                 }
             }
-            link::share().await;
+            link::yield_to_others().await;
             count = read.read(&mut buffer).await?;
             if count == 0 {
                 return Err(End::Left);

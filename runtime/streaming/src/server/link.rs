@@ -40,7 +40,7 @@ pub(super) enum End {
     /// The client broke the protocol.
     #[error("port-forward: {0}")]
     Forward(#[from] forward::Error),
-    /// It has gone without a word.
+    /// Its host no longer answers ([`super::watch`]).
     #[error("the client has vanished: its host has acknowledged nothing for {0:?}")]
     Vanished(Duration),
     /// Nothing was transferred.
@@ -313,7 +313,7 @@ impl Writer {
 
 /// Lets other tasks run before the next read. What a client sends may cost much more than its transfer (a block of headers of
 /// 40 bytes becomes 8 KiB), and tokio by itself lets a task read 128 times first. Calls of CRI run on the same threads.
-pub(super) async fn share() {
+pub(super) async fn yield_to_others() {
     tokio::task::yield_now().await;
 }
 

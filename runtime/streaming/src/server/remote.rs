@@ -151,7 +151,7 @@ async fn input(
             }
         }
         inlet.resize();
-        link::share().await;
+        link::yield_to_others().await;
         count = inlet.read(read, &mut buffer).await?;
         if count == 0 {
             return Err(End::Left);

@@ -2,14 +2,26 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
+use pool::{Lane, Size};
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use tokio_rustls::TlsAcceptor;
 
 /// Without HTTP/2, in which nothing can be upgraded.
 const PROTOCOL: &[u8] = b"http/1.1";
+
+/// Its thread is not kept, because the files are read once a minute; if it cannot be started, the certificate stays as it
+/// is. More than one read waits only where a process has several servers, as tests have.
+static LANE: LazyLock<Lane> = LazyLock::new(|| {
+    Lane::new(Size { name: "certificate", kept_threads: 0, max_threads: 1, max_per_owner: 1, max_queued: 64 })
+});
+
+/// The lane that reads the files of certificates, which can hang on any file system of the node.
+pub(super) fn lane() -> &'static Lane {
+    &LANE
+}
 
 /// Files of a certificate, in PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,9 +81,15 @@ impl Tls {
         Ok(Self { files, current: Mutex::new(Current { read, config }) })
     }
 
-    /// Reads the files again. Blocks. If they are not usable, as while someone replaces one after the other, the earlier
-    /// certificate stays.
-    pub(super) fn refresh(&self) {
+    /// Reads the files again, on [`lane`]. If they are not usable, as while someone replaces one after the other, the
+    /// earlier certificate stays.
+    pub(super) async fn refresh(self: Arc<Self>) {
+        if let Err(error) = lane().run(move || self.refresh_blocking()).await {
+            tracing::warn!(%error, "the streaming certificate was not read again; it is tried again in a minute");
+        }
+    }
+
+    fn refresh_blocking(&self) {
         let refreshed = Contents::read(&self.files).and_then(|read| {
             if self.lock().read == read {
                 return Ok(false);

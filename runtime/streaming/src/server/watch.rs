@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use sys::tcp::{self, Answers};
 
-/// A client has vanished if its host has not answered for this time, which is that of keepalive, …
+/// Time without an answer of the client's host, and packets that it left unanswered meanwhile, after which the client has
+/// vanished. The time is that of keepalive. It is not enough alone: in the end a window of 0 is probed only every two
+/// minutes.
 const SILENT: Duration = Duration::from_secs(120);
-/// … and has left this number of packets unanswered. The time alone says nothing: in the end a window of 0 is probed only
-/// every two minutes.
+/// See [`SILENT`].
 const UNANSWERED: u32 = 3;
 
 /// Another descriptor of a client's socket: the halves are in use while they wait.

@@ -337,7 +337,10 @@ impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Transient { reason, .. } => Self { reason, is_final: false },
-            other => Self { reason: format!("{other:?}"), is_final: true },
+            Fault::NotFound(reason)
+            | Fault::Unauthorized(reason)
+            | Fault::Corrupt(reason)
+            | Fault::Final(reason) => Self { reason, is_final: true },
         }
     }
 }

@@ -337,8 +337,8 @@ fn shared() -> Shared {
     }
 }
 
-/// Frames of a few bytes may cost as much as thousands: whoever sends many must not have one of the daemon's threads for itself,
-/// nor signal a terminal's processes for each size.
+/// Frames of a few bytes may cost as much as thousands: whoever sends many must not have one of the daemon's threads
+/// for itself, nor signal a terminal's processes for each size.
 #[tokio::test]
 async fn a_client_that_floods_takes_turns() {
     const READS: usize = 8;

@@ -180,7 +180,7 @@ async fn a_new_certificate_is_used_and_a_broken_one_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let files = certificate(folder.path(), "one");
     let next = certificate(folder.path(), "two");
-    let tls = Tls::new(files.clone()).unwrap();
+    let tls = Arc::new(Tls::new(files.clone()).unwrap());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let accepts = async |trusted: &Path| {
@@ -192,12 +192,38 @@ async fn a_new_certificate_is_used_and_a_broken_one_is_not() {
     std::fs::copy(&files.chain, &first).unwrap();
     assert!(accepts(&first).await);
     std::fs::copy(&next.chain, &files.chain).unwrap();
-    tls.refresh();
+    Arc::clone(&tls).refresh().await;
     assert!(accepts(&first).await, "the key is still the other's");
     std::fs::copy(&next.key, &files.key).unwrap();
-    tls.refresh();
+    Arc::clone(&tls).refresh().await;
     assert!(accepts(&next.chain).await && !accepts(&first).await);
     std::fs::remove_file(&files.key).unwrap();
-    tls.refresh();
+    Arc::clone(&tls).refresh().await;
     assert!(accepts(&next.chain).await);
+}
+
+/// tokio's blocking pool panics when it cannot start a thread. Here its only thread is busy for as long as the test runs.
+#[test]
+fn files_are_read_without_the_blocking_pool_of_tokio() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    // Dropped before the runtime, which waits for the thread.
+    let (_release, released) = std::sync::mpsc::channel::<()>();
+    runtime.spawn_blocking(move || released.recv());
+    let folder = tempfile::tempdir().unwrap();
+    let files = certificate(folder.path(), "one");
+    let next = certificate(folder.path(), "two");
+    runtime.block_on(async {
+        let address = "127.0.0.1:0".parse().unwrap();
+        let options = Options { address, idle: None, creation: STEP, tls: Some(files.clone()), freed: || () };
+        let bound = timeout(STEP, Server::bind(options)).await.expect("the files are read at the start");
+        let server = bound.unwrap();
+        std::fs::copy(&next.chain, &files.chain).unwrap();
+        std::fs::copy(&next.key, &files.key).unwrap();
+        let address = server.listener.local_addr().unwrap().to_string();
+        let serving = tokio::spawn(server.serve(std::future::pending()));
+        let replaced = async { while connect(&address, &next.chain, &[]).await.is_err() {} };
+        timeout(STEP, replaced).await.expect("the files are read again");
+        serving.abort();
+    });
 }

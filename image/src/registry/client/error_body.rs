@@ -13,7 +13,7 @@ const MAX_ERRORS: usize = 4;
 /// The words in a body, in one line; empty if there are none. The distribution specification has `errors` with `code`
 /// and `message`; token servers have `error` with `error_description` (RFC 6749), and Docker Hub's has `details`. A page
 /// in HTML says nothing that the status does not.
-pub(super) fn of(body: &[u8]) -> String {
+pub(super) fn text(body: &[u8]) -> String {
     // Azure's storage, to which registries redirect, writes a mark before its XML, which may contain parts of the URL.
     let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
     let text = String::from_utf8_lossy(body);
@@ -46,7 +46,7 @@ fn in_json(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::of;
+    use super::text;
 
     #[test]
     fn bodies_of_registries() {
@@ -73,10 +73,10 @@ mod tests {
             ("[]", ""),
             ("", ""),
         ] {
-            assert_eq!(of(body.as_bytes()), expected, "{body}");
+            assert_eq!(text(body.as_bytes()), expected, "{body}");
         }
-        assert_eq!(of(b"\x1b[2J\xff\x00danger"), "[2J\u{fffd} danger");
-        assert!(of(&[b'x'; 4096]).chars().count() <= 601);
-        assert_eq!(of(&[b'['; 4096]), "");
+        assert_eq!(text(b"\x1b[2J\xff\x00danger"), "[2J\u{fffd} danger");
+        assert!(text(&[b'x'; 4096]).chars().count() <= 601);
+        assert_eq!(text(&[b'['; 4096]), "");
     }
 }

@@ -1,6 +1,6 @@
-//! Pods whose DEL is still due although they may be gone. A DEL that fails must not keep its pod from being stopped and
-//! removed: the program of a plugin may be gone for good, after a change of the network for example. The lease on disk keeps
-//! what DEL needs, also across restarts; this ledger has what is due, and when DEL is tried again.
+//! Pending DELs: of pods whose DEL has not succeeded, although the pods may be gone. A DEL that fails must not keep its pod
+//! from being stopped and removed: the program of a plugin may be gone for good, after a change of the network for example.
+//! The lease on disk keeps what DEL needs, also across restarts; this queue has the pods, and when DEL is tried again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ const PARALLEL: usize = 4;
 const KEEP_NETNS: Duration = Duration::from_secs(600);
 /// Pause between two looks at a DEL that runs.
 const RETRY: Duration = Duration::from_millis(20);
-/// How many debts are listed.
+/// Maximum number of pending DELs that are listed.
 const SHOWN: usize = 32;
 
 /// What became of a release.
@@ -36,9 +36,9 @@ pub enum Released {
     Later,
 }
 
-/// A pod whose DEL is due.
+/// A DEL that has not succeeded yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Debt {
+pub struct PendingDel {
     /// The pod, which may be removed.
     pub pod: PodId,
     /// For how long this daemon has known it.
@@ -51,17 +51,18 @@ pub struct Debt {
     pub problem: String,
 }
 
-/// Pods whose DEL is due.
+/// What [`Cni::pending_dels`] tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Debts {
+pub struct PendingDels {
     /// Their number.
     pub count: usize,
     /// Those that are due for the longest time, at most 32.
-    pub oldest: Vec<Debt>,
+    pub oldest: Vec<PendingDel>,
 }
 
+/// The pods with a pending DEL.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct DelQueue {
     /// How many DELs are repeated at once.
     parallel: usize,
     /// Locked only to read or change an entry. There are no more entries than leases on disk.
@@ -92,7 +93,7 @@ enum State {
     Done,
 }
 
-impl Ledger {
+impl DelQueue {
     /// `slots`: how many chains of plugins may run at once.
     pub(super) fn new(slots: usize) -> Self {
         let parallel = slots.div_ceil(4).min(PARALLEL);
@@ -218,8 +219,8 @@ fn pause(attempts: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(MAX_PAUSE)
 }
 
-/// A DEL of the ledger that runs. If it is given up, it is due again.
-struct Running<'a>(&'a Ledger, &'a PodId);
+/// A DEL of the queue that runs. If it is given up, it is due again.
+struct Running<'a>(&'a DelQueue, &'a PodId);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
@@ -232,12 +233,12 @@ impl Drop for Running<'_> {
 impl Cni {
     /// Runs [`Cni::del`] and waits for it, at most so long. What fails or takes longer is done in the background.
     pub async fn release(&self, pod: &PodId, netns: &Path, within: Duration) -> Released {
-        if !self.0.debts.add(pod, netns, State::Running) {
+        if !self.0.pending.add(pod, netns, State::Running) {
             return Released::Later;
         }
-        match self.pay_within(pod, within).await {
+        match self.run_del_within(pod, within).await {
             Some(true) => {
-                self.0.debts.entries().remove(pod);
+                self.0.pending.entries().remove(pod);
                 Released::Now
             }
             Some(false) => Released::Later,
@@ -249,43 +250,42 @@ impl Cni {
     }
 
     /// Runs DEL of an entry that is marked as running; whether it has succeeded, or `None` if it takes longer and goes on.
-    async fn pay_within(&self, pod: &PodId, within: Duration) -> Option<bool> {
+    async fn run_del_within(&self, pod: &PodId, within: Duration) -> Option<bool> {
         let (cni, id) = (self.clone(), pod.clone());
-        let mut paying = Box::pin(async move { cni.pay(&id).await });
-        let paid = timeout(within, &mut paying).await.ok();
-        if paid.is_none() {
-            tokio::spawn(paying);
+        let mut running = Box::pin(async move { cni.run_del(&id).await });
+        let done = timeout(within, &mut running).await.ok();
+        if done.is_none() {
+            tokio::spawn(running);
         }
-        paid
+        done
     }
 
     /// Runs the pod's DEL that is due, without the pause after its last attempt, or waits for the one that runs; at most so
     /// long, and what takes longer goes on.
-    pub(super) async fn pay_now(&self, pod: &PodId, within: Duration) {
+    pub(super) async fn retry_now(&self, pod: &PodId, within: Duration) {
         let until = Instant::now() + within;
-        if self.0.debts.begin(pod) {
-            self.pay_within(pod, within).await;
+        if self.0.pending.begin(pod) {
+            self.run_del_within(pod, within).await;
         }
-        while self.0.debts.runs(pod) && Instant::now() < until {
+        while self.0.pending.runs(pod) && Instant::now() < until {
             sleep(RETRY).await;
         }
     }
 
-    /// The pod's DEL is due since before this daemon was started.
-    pub fn owe(&self, pod: &PodId, netns: &Path) {
-        self.0.debts.add(pod, netns, State::Due(Instant::now()));
-        self.0.debts.changed.notify_one();
+    /// Adds a DEL that is pending since before this daemon was started; it begins at once.
+    pub fn add_pending_del(&self, pod: &PodId, netns: &Path) {
+        self.0.pending.add(pod, netns, State::Due(Instant::now()));
+        self.0.pending.changed.notify_one();
     }
 
-    /// Pods whose DEL is due. Does not block.
-    pub fn debts(&self) -> Debts {
+    /// The pending DELs. One that runs for the first time, at a pod's ordinary end, is not among them. Does not block.
+    pub fn pending_dels(&self) -> PendingDels {
         let now = Instant::now();
-        let entries = self.0.debts.entries();
-        // A DEL of a pod's ordinary end is none.
+        let entries = self.0.pending.entries();
         let late = |entry: &Entry| entry.attempts > 0 || entry.state != State::Running;
         let mut all: Vec<(&PodId, &Entry)> = entries.iter().filter(|(_, entry)| late(entry)).collect();
         all.sort_by_key(|(_, entry)| entry.since);
-        let shown = all.iter().take(SHOWN).map(|(pod, entry)| Debt {
+        let shown = all.iter().take(SHOWN).map(|(pod, entry)| PendingDel {
             pod: PodId::clone(pod),
             since: now.saturating_duration_since(entry.since),
             attempts: entry.attempts,
@@ -295,32 +295,32 @@ impl Cni {
             },
             problem: entry.problem.clone(),
         });
-        Debts { count: all.len(), oldest: shown.collect() }
+        PendingDels { count: all.len(), oldest: shown.collect() }
     }
 
     /// Begins the attempts that are due.
-    pub(super) fn pay_due(&self) {
-        for pod in self.0.debts.begin_due() {
+    pub(super) fn retry_due(&self) {
+        for pod in self.0.pending.begin_due() {
             let cni = self.clone();
-            tokio::spawn(async move { cni.pay(&pod).await });
+            tokio::spawn(async move { cni.run_del(&pod).await });
         }
     }
 
     /// Runs DEL of an entry that is marked as running.
-    async fn pay(&self, pod: &PodId) -> bool {
-        let running = Running(&self.0.debts, pod);
-        let netns = self.0.debts.entries().get(pod).and_then(|entry| entry.netns.clone());
+    async fn run_del(&self, pod: &PodId) -> bool {
+        let running = Running(&self.0.pending, pod);
+        let netns = self.0.pending.entries().get(pod).and_then(|entry| entry.netns.clone());
         let done = self.undo(pod, netns.as_deref()).await;
         if let Err(Undone { error, .. }) = &done {
             let lease = self.0.config.cache_dir.join(pod.as_str());
             let (error, lease) = (with_causes(error), lease.display());
             tracing::warn!(%pod, error, %lease, "cannot release a pod's network: CNI DEL is tried again, and its addresses stay taken until it succeeds");
-        } else if self.0.debts.entries().get(pod).is_some_and(|entry| entry.attempts > 0) {
+        } else if self.0.pending.entries().get(pod).is_some_and(|entry| entry.attempts > 0) {
             tracing::info!(%pod, "a pod's network is released at last");
         }
         let failed =
             done.as_ref().err().map(|Undone { error, host_ports }| (with_causes(error), *host_ports));
-        self.0.debts.ended(pod, failed);
+        self.0.pending.ended(pod, failed);
         drop(running);
         done.is_ok()
     }
@@ -338,36 +338,36 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_that_have_waited_longest_are_first() {
-        let ledger = Ledger::new(1);
+        let queue = DelQueue::new(1);
         let pods = [1, 2].map(|number| PodId::from_random([number; 32]));
-        ledger.add(&pods[1], Path::new("b"), State::Due(Instant::now()));
+        queue.add(&pods[1], Path::new("b"), State::Due(Instant::now()));
         tokio::time::advance(FIRST_PAUSE).await;
-        ledger.add(&pods[0], Path::new("a"), State::Due(Instant::now()));
-        assert_eq!(ledger.begin_due(), [pods[1].clone()]);
+        queue.add(&pods[0], Path::new("a"), State::Due(Instant::now()));
+        assert_eq!(queue.begin_due(), [pods[1].clone()]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn attempts_are_limited_and_pins_are_kept_for_a_while() {
-        assert_eq!(Ledger::new(1).parallel, 1);
-        let ledger = Ledger::new(16);
+        assert_eq!(DelQueue::new(1).parallel, 1);
+        let queue = DelQueue::new(16);
         let pods: Vec<PodId> = (0..6).map(|number| PodId::from_random([number; 32])).collect();
-        assert_eq!(ledger.next(), None);
+        assert_eq!(queue.next(), None);
         for pod in &pods {
-            assert!(ledger.add(pod, Path::new(pod.as_str()), State::Due(Instant::now())));
+            assert!(queue.add(pod, Path::new(pod.as_str()), State::Due(Instant::now())));
         }
-        assert!(!ledger.add(&pods[0], Path::new("x"), State::Running), "it has an entry");
-        assert_eq!(ledger.begin_due(), pods[..PARALLEL]);
-        assert_eq!(ledger.begin_due(), []);
-        ledger.ended(&pods[0], Some(("no".to_owned(), true)));
-        ledger.ended(&pods[1], None);
-        assert_eq!(ledger.begin_due(), pods[PARALLEL..], "those that have waited longest");
-        assert_eq!(ledger.pins(), [Path::new(pods[1].as_str())], "its DEL is done");
-        assert!(!ledger.has(&pods[1]) && ledger.has(&pods[0]));
+        assert!(!queue.add(&pods[0], Path::new("x"), State::Running), "it has an entry");
+        assert_eq!(queue.begin_due(), pods[..PARALLEL]);
+        assert_eq!(queue.begin_due(), []);
+        queue.ended(&pods[0], Some(("no".to_owned(), true)));
+        queue.ended(&pods[1], None);
+        assert_eq!(queue.begin_due(), pods[PARALLEL..], "those that have waited longest");
+        assert_eq!(queue.pins(), [Path::new(pods[1].as_str())], "its DEL is done");
+        assert!(!queue.has(&pods[1]) && queue.has(&pods[0]));
         // One that is given up is due again.
-        drop(Running(&ledger, &pods[2]));
+        drop(Running(&queue, &pods[2]));
         tokio::time::advance(KEEP_NETNS).await;
-        assert_eq!(ledger.pins().len(), 2, "those of running attempts stay");
-        assert_eq!(ledger.begin_due(), [pods[0].clone()]);
-        assert_eq!(ledger.next(), None, "four run, and their ends are told");
+        assert_eq!(queue.pins().len(), 2, "those of running attempts stay");
+        assert_eq!(queue.begin_due(), [pods[0].clone()]);
+        assert_eq!(queue.next(), None, "four run, and their ends are told");
     }
 }
