@@ -168,8 +168,13 @@ fn twice(json: &[u8]) -> Option<Vec<u8>> {
 mod seeds;
 
 #[cfg(test)]
+#[path = "../fuzz/mutate.rs"]
+#[expect(unreachable_pub, reason = "the crate of the fuzz targets has this module too")]
+mod mutate;
+
+#[cfg(test)]
 mod tests {
-    use super::seeds;
+    use super::{mutate, seeds};
 
     #[test]
     fn seeds_of_the_fuzz_targets() {
@@ -195,5 +200,31 @@ mod tests {
         assert_eq!(super::more_members(json), br#"{"zz":0,"a":{"zz":0,"b\"":1,"c" :"d"},"e":{"zz":0 }}"#);
         assert_eq!(super::twice(br#" {"a":1} "#).unwrap(), br#"{"a":1,"a":1}"#);
         assert_eq!(super::twice(b"{ }"), None);
+    }
+
+    #[test]
+    fn mutations_keep_the_structure_and_the_checks() {
+        let is_json = |bytes: &[u8]| serde_json::from_slice::<serde::de::IgnoredAny>(&bytes[1..]).is_ok();
+        let (mut changed, mut most) = (0, 0);
+        for (number, seed) in (0..).zip(seeds::manifest()) {
+            for round in 0..50 {
+                let Some(mutant) = mutate::json(&seed, number * 1000 + round) else { continue };
+                assert_eq!(is_json(&seed), is_json(&mutant), "{}", mutant.escape_ascii());
+                most = most.max(mutant.len() / seed.len());
+                changed += usize::from(mutant != seed);
+                super::document(&mutant);
+            }
+        }
+        assert!(changed > 300 && most > 1, "{changed} mutants, {most} times the length");
+        let mut entries = 0;
+        for (number, seed) in (0..).zip(seeds::layer()) {
+            for round in 0..50 {
+                let Some(mutant) = mutate::archive_with_how(&seed, number * 1000 + round) else { continue };
+                assert_eq!(mutant.len() % 512, 1);
+                entries += usize::from(mutant != seed);
+                super::layer(&mutant);
+            }
+        }
+        assert!(entries > 300, "{entries} mutants");
     }
 }

@@ -3,7 +3,7 @@
 use crate::ImageStore;
 use crate::archive::{Archive, ArchiveSource, Found, MAX_ARCHIVE, MAX_TAGS};
 use crate::error::{Error, Result};
-use crate::lane::unpacking;
+use crate::lane::{unpacking, waiting};
 use crate::record::Pruned;
 use crate::reference::Reference;
 use crate::spool::Spool;
@@ -39,7 +39,7 @@ impl ImportProgress {
     }
 }
 
-/// A place among the imports.
+/// A place among the imports, until the archive is deleted again.
 #[derive(Debug, Clone)]
 pub struct ImportPlace {
     transfer: Arc<Transfer>,
@@ -96,13 +96,11 @@ impl ImageStore {
         let names = names.iter().map(|name| Reference::parse(name)).collect::<Result<Vec<_>>>()?;
         let step = progress::enter("receive the archive", "the sender of the archive or the disk is slow");
         let path = self.store.new_spool_path();
-        let held = place.clone();
-        let (archive, found) = unpacking(move || {
-            // The thread may work on after a cancellation.
-            let _held = held;
-            Archive::read(input, Spool::create(path, MAX_ARCHIVE)?)
-        })
-        .await?;
+        // Until the archive is deleted, which takes a while: three archives would take the disk space of three. The thread
+        // may also work on after a cancellation.
+        let held = place.transfer;
+        let (archive, found) =
+            unpacking(move || Archive::read(input, Spool::create(path, MAX_ARCHIVE)?.holding(held))).await?;
         drop(step);
         drop(so_far.0.set(Arc::downgrade(&archive)));
         let mut imported = Vec::new();
@@ -117,7 +115,6 @@ impl ImageStore {
                 imported.push(Imported { name, digest, id, size: record.size, replaced });
             }
         }
-        drop(place);
         Ok(imported)
     }
 
@@ -129,8 +126,8 @@ impl ImageStore {
     pub async fn prune(&self, dry_run: bool) -> Result<Pruned> {
         let _step = progress::enter("remove unused images", "the disk of the image store is slow or hangs");
         let store = self.store.clone();
-        // Not on the store's lane: it may wait long for the space.
-        unpacking(move || store.prune(dry_run)).await
+        // It may wait long for the space.
+        waiting(move || store.prune(dry_run)).await
     }
 }
 

@@ -1,5 +1,5 @@
-//! Threads for the blocking work of this crate: one lane for the store's short operations, and one for work that may take
-//! minutes: that on the content of layers, and waits for disk space.
+//! Threads for the blocking work of this crate: one lane for the store's short operations, one for work on the content of
+//! layers, which may take hours, and one for waits for disk space, of two minutes at most.
 
 use crate::error::{Error, Result};
 use pool::{Lane, Size};
@@ -10,7 +10,9 @@ use tokio::runtime::Handle;
 const WAITING: usize = 4096;
 
 static STORE: LazyLock<Lane> = LazyLock::new(|| lane("images", 1, 16));
-static UNPACK: LazyLock<Lane> = LazyLock::new(|| lane("unpack", 0, 64));
+/// At most 64 transfers have a place, 16 go on without one, and two imports and two exports run.
+static UNPACK: LazyLock<Lane> = LazyLock::new(|| lane("unpack", 0, 96));
+static SPACE: LazyLock<Lane> = LazyLock::new(|| lane("space", 0, 16));
 
 fn lane(name: &'static str, kept_threads: usize, max_threads: usize) -> Lane {
     Lane::new(Size { name, kept_threads, max_threads, max_per_owner: max_threads, max_queued: WAITING })
@@ -28,11 +30,18 @@ pub(crate) async fn blocking<T: Send + 'static>(
     on(store(), work).await
 }
 
-/// Runs work that may take minutes.
+/// Runs work on the content of layers, which may wait for a registry.
 pub(crate) async fn unpacking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     on(&UNPACK, work).await
+}
+
+/// Runs what may wait for disk space. It waits neither behind transfers, whose time has no limit, nor does it delay leases.
+pub(crate) async fn waiting<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    on(&SPACE, work).await
 }
 
 async fn on<T: Send + 'static>(lane: &Lane, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -70,6 +79,7 @@ impl<T: Send> Drop for Closing<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
     use tokio::sync::oneshot;
 
     /// Tells the name of the thread that drops it.
@@ -87,6 +97,34 @@ mod tests {
         let (sender, name) = oneshot::channel();
         drop(Closing::new(Witness(Some(sender))));
         assert_eq!(name.await.unwrap(), "cpd-unpack");
+    }
+
+    #[tokio::test]
+    async fn waits_for_space_do_not_queue_behind_transfers() {
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let gate = Arc::new(std::sync::Mutex::new(gate));
+        // As many transfers as there are threads, and one that waits for one.
+        let transfers: Vec<_> = (0..97)
+            .map(|_| {
+                let gate = gate.clone();
+                tokio::spawn(unpacking(move || {
+                    // Until it is opened.
+                    assert!(gate.lock().unwrap().recv().is_err());
+                    Ok(())
+                }))
+            })
+            .collect();
+        // One turn of the runtime does not begin all of them.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        let waited = tokio::time::timeout(Duration::from_secs(60), waiting(|| Ok(7))).await;
+        assert_eq!(waited.expect("it waits for a thread of transfers").unwrap(), 7);
+        assert!(transfers.iter().all(|transfer| !transfer.is_finished()));
+        drop(open);
+        for transfer in transfers {
+            transfer.await.unwrap().unwrap();
+        }
     }
 
     #[test]

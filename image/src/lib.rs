@@ -43,7 +43,7 @@ use reference::Reference;
 pub use registry::{InvalidProxy, Proxies};
 
 use causes::with_causes;
-use lane::{blocking, unpacking};
+use lane::{blocking, waiting};
 use pull::Puller;
 use std::fmt;
 use std::path::PathBuf;
@@ -262,8 +262,7 @@ impl ImageStore {
         let (store, name) = (self.store.clone(), name.to_owned());
         let Some(removed) = blocking(move || store.remove(&name)).await? else { return Ok(()) };
         let store = self.store.clone();
-        // Not on the store's lane, where removals that wait would delay leases.
-        let waited = unpacking(move || {
+        let waited = waiting(move || {
             store.wait_for_space(removed);
             Ok(())
         });

@@ -2,7 +2,7 @@
 //! reference with the same credentials share one pull.
 
 use crate::error::{Error, Result};
-use crate::lane::{blocking, unpacking};
+use crate::lane::{blocking, unpacking, waiting};
 use crate::manifest::Descriptor;
 use crate::record::ImageRecord;
 use crate::reference::{Digest, Reference};
@@ -199,8 +199,7 @@ impl Puller {
             return result;
         }
         let store = self.store.clone();
-        // Not on the store's lane, where many layers that wait for space would delay leases.
-        if unpacking(move || store.make_room(before)).await? {
+        if waiting(move || store.make_room(before)).await? {
             self.layer(source, pins, layer, diff_id).await
         } else {
             result
@@ -249,13 +248,13 @@ impl Puller {
             max_bytes: MAX_LAYER_BYTES,
             max_entries: MAX_LAYER_ENTRIES,
         };
-        let store = self.store.clone();
+        let (store, place) = (self.store.clone(), transfer.place().clone());
         let start = move || {
             let (feed, input) = mpsc::channel::<Bytes>(WAITING);
             // If the input ends early, this fails and deletes its folder.
             let unpacked = tokio::spawn(unpacking(move || {
                 let ingest = store.new_ingest()?;
-                let stats = unpack(input, &expected, ingest.path())?;
+                let stats = unpack(input, &expected, ingest.path(), &|| place.give_back())?;
                 store.publish_layer(ingest, &expected.diff_id, stats)?;
                 drop(pins);
                 Ok(())

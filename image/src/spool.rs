@@ -3,12 +3,14 @@
 
 use crate::error::{Error, Result};
 use crate::space::{Reserve, Watch};
+use crate::transfers::Transfer;
 use bytes::{Bytes, BytesMut};
 use rustix::fs::{self, Mode, OFlags};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The file. Only one owner can append.
 #[derive(Debug)]
@@ -19,6 +21,8 @@ pub(crate) struct Spool {
     length: u64,
     limit: u64,
     space: Watch,
+    /// Dropped after `file`: who gets the place next finds the disk space free.
+    _place: Option<Arc<Transfer>>,
 }
 
 impl Spool {
@@ -29,7 +33,19 @@ impl Spool {
             fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(Error::storage("create", &path))?;
         // What a crash in between leaves, the next start deletes from this folder.
         std::fs::remove_file(&path).map_err(Error::storage("unlink", &path))?;
-        Ok(Self { file: file.into(), path, length: 0, limit, space: Watch::new(Reserve::OF_SPOOLS) })
+        Ok(Self {
+            file: file.into(),
+            path,
+            length: 0,
+            limit,
+            space: Watch::new(Reserve::OF_SPOOLS),
+            _place: None,
+        })
+    }
+
+    /// Keeps a place among those that may have such a file until its disk space is free.
+    pub(crate) fn holding(self, place: Arc<Transfer>) -> Self {
+        Self { _place: Some(place), ..self }
     }
 
     /// Number of bytes.
@@ -78,6 +94,21 @@ impl Spool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transfers::Transfers;
+    use std::time::Duration;
+    use tokio::time::timeout;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_is_kept_as_long_as_the_file() {
+        let (folder, limit) = (tempfile::tempdir().unwrap(), Duration::from_secs(10));
+        let places = Arc::new(Transfers::new(1, limit, limit));
+        let place = Arc::new(places.enter("x").await.unwrap());
+        let spool = Spool::create(folder.path().join("x"), 10).unwrap().holding(place.clone());
+        drop(place);
+        assert!(timeout(limit, places.enter("x")).await.is_err(), "the place is free");
+        drop(spool);
+        timeout(limit, places.enter("x")).await.unwrap().unwrap();
+    }
 
     #[test]
     fn it_has_no_name_and_a_limit() {

@@ -5,6 +5,9 @@
 //! transfer in one of these places that has made no progress for longest is cancelled. If none waits, a slow transfer
 //! may take as long as it needs, as long as it makes some progress within a longer limit: kubelet may pull one image at a
 //! time, and have others wait.
+//!
+//! A transfer that has to wait for something else than the network can give its place back and go on without one
+//! ([`Place`]).
 
 use crate::error::{Error, Result};
 use std::collections::HashMap;
@@ -38,6 +41,8 @@ struct Running {
     registry: String,
     progress: Mutex<Progress>,
     cancel: Notify,
+    /// Its places at the registry and on the node; `None` once they were given back.
+    permits: Mutex<Option<[OwnedSemaphorePermit; 2]>>,
 }
 
 #[derive(Debug)]
@@ -82,9 +87,10 @@ impl Transfers {
             registry: registry.to_owned(),
             progress: Mutex::new(Progress { at: now, bytes: 0, waits: false, stopped_waiting: now }),
             cancel: Notify::new(),
+            permits: Mutex::new(Some([of_registry, of_node])),
         });
         lock(&self.running).push(running.clone());
-        Ok(Transfer { transfers: self.clone(), running, _permits: [of_registry, of_node] })
+        Ok(Transfer { place: Place { transfers: self.clone(), running } })
     }
 
     /// The places of a registry.
@@ -132,15 +138,34 @@ impl Transfers {
     }
 }
 
-/// A place among the transfers, released on drop.
-#[derive(Debug)]
-pub(crate) struct Transfer {
+/// The place of a transfer, which can be given back before the transfer ends.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
     transfers: Arc<Transfers>,
     running: Arc<Running>,
-    _permits: [OwnedSemaphorePermit; 2],
+}
+
+impl Place {
+    /// Gives the place back. Does not block. The transfer may go on, and its longer limit stays; that others wait is no
+    /// reason to cancel it any more, because they would gain nothing.
+    pub(crate) fn give_back(&self) {
+        lock(&self.transfers.running).retain(|one| !Arc::ptr_eq(one, &self.running));
+        drop(lock(&self.running.permits).take());
+    }
+}
+
+/// A running transfer. Its place is given back on drop at the latest.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    place: Place,
 }
 
 impl Transfer {
+    /// Its place.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Waits for `next`, the next bytes from the network; `length` tells their number.
     ///
     /// # Errors
@@ -152,7 +177,7 @@ impl Transfer {
     ) -> Result<T> {
         let length = |result: &Result<T>| result.as_ref().map_or(0, length);
         self.watch(next, length).await.unwrap_or_else(|stalled| {
-            let reference = self.running.registry.clone();
+            let reference = self.place.running.registry.clone();
             Err(Error::Unavailable { reference, detail: stalled.to_string() })
         })
     }
@@ -164,24 +189,25 @@ impl Transfer {
         next: impl Future<Output = T>,
         length: impl FnOnce(&T) -> usize,
     ) -> Result<T, Stalled> {
+        let Place { transfers, running } = &self.place;
         let stalled_at = {
-            let mut progress = lock(&self.running.progress);
+            let mut progress = lock(&running.progress);
             progress.waits = true;
             let not_waited = progress.stopped_waiting.elapsed();
             progress.at += not_waited;
-            progress.at + self.transfers.stall_limit
+            progress.at + transfers.stall_limit
         };
         let result = tokio::select! {
             biased;
             result = next => result,
-            () = self.running.cancel.notified() => {
-                return Err(Stalled { limit: self.transfers.idle_limit, others_wait: true });
+            () = running.cancel.notified() => {
+                return Err(Stalled { limit: transfers.idle_limit, others_wait: true });
             }
             () = sleep_until(stalled_at) => {
-                return Err(Stalled { limit: self.transfers.stall_limit, others_wait: false });
+                return Err(Stalled { limit: transfers.stall_limit, others_wait: false });
             }
         };
-        let mut progress = lock(&self.running.progress);
+        let mut progress = lock(&running.progress);
         (progress.waits, progress.stopped_waiting) = (false, Instant::now());
         progress.bytes += length(&result) as u64;
         if progress.bytes >= PROGRESS_BYTES {
@@ -209,7 +235,7 @@ impl fmt::Display for Stalled {
 
 impl Drop for Transfer {
     fn drop(&mut self) {
-        lock(&self.transfers.running).retain(|one| !Arc::ptr_eq(one, &self.running));
+        self.place.give_back();
     }
 }
 
@@ -265,6 +291,35 @@ mod tests {
             third.unwrap();
             assert!(matches!(stalled.await.unwrap(), Err(Error::Unavailable { .. })));
             moving.await.unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_transfer_goes_on_without_its_place() {
+        runtime().block_on(async {
+            let transfers = Arc::new(Transfers::new(1, IDLE_LIMIT, FOREVER));
+            let one = transfers.enter("a").await.unwrap();
+            assert!(timeout(IDLE_LIMIT, transfers.enter("a")).await.is_err(), "there is one place");
+            let place = one.place().clone();
+            place.give_back();
+            let two = transfers.enter("a").await.unwrap();
+            // A third one waits, for the place of the second: the first is not cancelled, although it is idle for longer.
+            let first = tokio::spawn(async move {
+                let wait = async {
+                    tokio::time::sleep(IDLE_LIMIT * 100).await;
+                    Ok(())
+                };
+                one.next(wait, |()| 1).await
+            });
+            let second = tokio::spawn(stalled(two));
+            let third = transfers.enter("a").await.unwrap();
+            assert!(second.await.unwrap().is_err());
+            first.await.unwrap().unwrap();
+            // The end of the first one, and a repeated call, give back nothing more.
+            place.give_back();
+            assert!(timeout(IDLE_LIMIT, transfers.enter("a")).await.is_err(), "there are two places");
+            drop(third);
+            transfers.enter("a").await.unwrap();
         });
     }
 

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Codec, Fault, Faulty, INDEX, Node, build, digest_of, tar, two_layers};
+use common::{Codec, Fault, Faulty, INDEX, Node, build, digest_of, noise, tar, two_layers};
 use image::Error;
 use std::time::{Duration, Instant};
 
@@ -317,4 +317,32 @@ async fn a_stalled_registry_does_not_delay_others() {
     pull.await.expect("the pull waits for the stalled registry").unwrap();
     assert!(pulls.iter().all(|pull| !pull.is_finished()));
     pulls.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// Two places for the registry's layers, and two slow layers with the largest window: one of them waits for the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_zstd_window_holds_up_nobody_else() {
+    let registry = Faulty::start().await;
+    let node = Node::with(|options| {
+        options.parallel_layers = 1;
+        options.idle_timeout = Duration::from_secs(120);
+    });
+    let mut slow = Vec::new();
+    for seed in [1, 2] {
+        let image = build(&[(tar(&[("file", &noise(200_000, seed))]), Codec::ZstdLong)], "");
+        let name = registry.push("a/b", &format!("slow{seed}"), &image);
+        registry.fault(&image.layers[0], 1, Fault::Slow(200));
+        let store = node.store.clone();
+        slow.push(tokio::spawn(async move { store.pull(&name, None).await }));
+        while registry.requests(&image.layers[0]) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    let quick = registry.push("c/d", "v", &two_layers());
+    node.store.pull(&quick, None).await.unwrap();
+    assert!(slow.iter().all(|pull| !pull.is_finished()), "it has waited for a slow layer");
+    for pull in slow {
+        pull.await.unwrap().unwrap();
+    }
+    assert_eq!(node.store.list().len(), 3);
 }

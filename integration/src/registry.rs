@@ -116,6 +116,21 @@ impl Registry {
         Ok(image.manifest.digest.clone())
     }
 
+    /// Reads all blobs of an image once, as a pull does.
+    pub(crate) async fn read(&self, name: &str, image: &Image) -> Result<()> {
+        for blob in &image.blobs {
+            let url = format!("http://127.0.0.1:{}/v2/{name}/blobs/{}", self.port, blob.digest);
+            let got = self.http.send(Method::GET, &url, None, Bytes::new()).await?;
+            ensure!(
+                got.body.len() == blob.bytes.len(),
+                "{url}: {} of {} bytes",
+                got.body.len(),
+                blob.bytes.len()
+            );
+        }
+        Ok(())
+    }
+
     async fn push_blob(&self, name: &str, blob: &Blob) -> Result<()> {
         let base = format!("http://127.0.0.1:{}", self.port);
         let head = self

@@ -3,6 +3,10 @@
 //! A decoder keeps as much of what it has made as the frame's window states, up to 128 MiB. RFC 8878 asks decoders for 8 MiB
 //! and encoders not to need more, so that much every transfer may have, and their number is limited. Larger windows share
 //! one room: a frame with one waits until there is place for it. Frames with small windows never wait.
+//!
+//! Who waits gives back the transfer's place, and goes on without one, so that a slow layer with such a window holds up
+//! only others of its kind. There are few of these; the next ones keep their places while they wait. Nobody who waits
+//! for the room has what others need to leave it.
 
 use super::ZSTD_MAGIC;
 use super::gzip::Peek;
@@ -23,8 +27,10 @@ const MAX_HEADER: usize = 18;
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// How often a frame that waits looks whether its pull has been cancelled.
 const LOOK: Duration = Duration::from_secs(1);
-/// Maximum number of frames that wait. Each has a thread, and pulls have as many.
-const MAX_WAITING: usize = 64;
+/// Maximum number of frames that wait. Each has a thread, and at most 64 transfers have a place and 16 have none.
+const MAX_WAITING: usize = 80;
+/// Maximum number of layers whose transfers go on without a place: they use threads and memory beside the others.
+const MAX_WITHOUT_PLACE: usize = 16;
 
 /// The memory for large windows of the whole process.
 pub(super) static ROOM: Room = Room::new(LARGEST, PATIENCE);
@@ -44,7 +50,12 @@ struct State {
     used: u64,
     next_ticket: u64,
     waiting: VecDeque<u64>,
+    without_place: usize,
 }
+
+/// One of the layers that go on without their transfer's place, until drop.
+#[derive(Debug)]
+struct WithoutPlace<'a>(&'a Room);
 
 /// A part of the room, returned on drop.
 #[derive(Debug)]
@@ -55,7 +66,7 @@ struct Place<'a> {
 
 impl Room {
     const fn new(size: u64, patience: Duration) -> Self {
-        let state = State { used: 0, next_ticket: 0, waiting: VecDeque::new() };
+        let state = State { used: 0, next_ticket: 0, waiting: VecDeque::new(), without_place: 0 };
         Self { size, patience, state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -64,11 +75,17 @@ impl Room {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a place of so many bytes. `is_cancelled` tells whether nobody needs it any more.
+    /// Waits for a place of so many bytes. `on_wait` is called once if it has to wait. `is_cancelled` tells whether nobody
+    /// needs the place any more.
     ///
     /// # Errors
     /// `ResourceBusy` if too many wait, if it takes too long, or if it was cancelled.
-    fn take(&self, bytes: u64, is_cancelled: impl Fn() -> bool) -> io::Result<Place<'_>> {
+    fn take(
+        &self,
+        bytes: u64,
+        on_wait: impl FnOnce(),
+        is_cancelled: impl Fn() -> bool,
+    ) -> io::Result<Place<'_>> {
         let mut state = self.state();
         if state.waiting.len() >= MAX_WAITING {
             return Err(self.busy(bytes, &format!("{MAX_WAITING} other layers wait for a place")));
@@ -78,6 +95,11 @@ impl Room {
         state.waiting.push_back(ticket);
         let must_wait =
             |state: &mut State| state.waiting.front() != Some(&ticket) || state.used + bytes > self.size;
+        if must_wait(&mut state) {
+            drop(state);
+            on_wait();
+            state = self.state();
+        }
         let until = Instant::now() + self.patience;
         while must_wait(&mut state) && Instant::now() < until && !is_cancelled() {
             let waited = self.changed.wait_timeout(state, LOOK);
@@ -95,6 +117,15 @@ impl Room {
             return Ok(Place { room: self, bytes });
         }
         Err(self.busy(bytes, &format!("other layers have used them for {} s", self.patience.as_secs())))
+    }
+
+    /// Whether one more layer may go on without its transfer's place.
+    fn leave_place(&self) -> Option<WithoutPlace<'_>> {
+        let mut state = self.state();
+        (state.without_place < MAX_WITHOUT_PLACE).then(|| {
+            state.without_place += 1;
+            WithoutPlace(self)
+        })
     }
 
     fn busy(&self, bytes: u64, why: &str) -> io::Error {
@@ -115,6 +146,12 @@ impl Drop for Place<'_> {
     }
 }
 
+impl Drop for WithoutPlace<'_> {
+    fn drop(&mut self) {
+        self.0.state().without_place -= 1;
+    }
+}
+
 /// Reads the content of all frames.
 pub(super) struct Frames<'a, R> {
     input: &'a mut R,
@@ -123,11 +160,17 @@ pub(super) struct Frames<'a, R> {
     room: &'a Room,
     /// For the window of the decoder.
     place: Option<Place<'a>>,
+    /// Gives back the place of the transfer.
+    give_back: &'a dyn Fn(),
+    /// Once it was given back.
+    without_place: Option<WithoutPlace<'a>>,
 }
 
 impl<'a, R: Peek> Frames<'a, R> {
-    pub(super) fn new(input: &'a mut R, room: &'a Room) -> io::Result<Self> {
-        Ok(Self { input, decoder: decoder()?, in_frame: false, room, place: None })
+    /// `give_back` is called once, if a frame has to wait for the room: it gives back the place of the layer's transfer.
+    pub(super) fn new(input: &'a mut R, room: &'a Room, give_back: &'a dyn Fn()) -> io::Result<Self> {
+        let decoder = decoder()?;
+        Ok(Self { input, decoder, in_frame: false, room, place: None, give_back, without_place: None })
     }
 
     /// Prepares for the next frame; `false` if there is none.
@@ -143,8 +186,17 @@ impl<'a, R: Peek> Frames<'a, R> {
             // The old memory is freed before more is waited for: who waits must not have what others wait for.
             self.decoder = decoder()?;
             self.place = None;
+            let (room, without_place, give_back) = (self.room, &mut self.without_place, self.give_back);
+            let on_wait = || {
+                if without_place.is_none() {
+                    *without_place = room.leave_place();
+                    if without_place.is_some() {
+                        give_back();
+                    }
+                }
+            };
             let is_cancelled = || self.input.is_cut_off();
-            self.place = (window > 0).then(|| self.room.take(window, is_cancelled)).transpose()?;
+            self.place = (window > 0).then(|| room.take(window, on_wait, is_cancelled)).transpose()?;
         } else {
             self.decoder.reinit()?;
         }
@@ -223,6 +275,7 @@ mod tests {
     }
 
     const NEVER: fn() -> bool = || false;
+    const NOTHING: fn() = || ();
 
     /// A frame with this window. Like most programs that compress a stream, it does not state the size.
     fn frame(content: &[u8], window_log: u32) -> Vec<u8> {
@@ -234,7 +287,7 @@ mod tests {
 
     fn decoded(stream: Vec<u8>, room: &Room) -> io::Result<Vec<u8>> {
         let (mut input, mut content) = (Cursor::new(stream), Vec::new());
-        Frames::new(&mut input, room)?.read_to_end(&mut content)?;
+        Frames::new(&mut input, room, &NOTHING)?.read_to_end(&mut content)?;
         Ok(content)
     }
 
@@ -267,7 +320,7 @@ mod tests {
         assert_eq!(decoded(mixed.clone(), &room).unwrap(), b"small large large small large ");
         assert_eq!(room.state().used, 0);
         // Others have the room.
-        let place = room.take(1, NEVER).unwrap();
+        let place = room.take(1, NOTHING, NEVER).unwrap();
         assert_eq!(decoded(small, &room).unwrap(), b"small ");
         let error = decoded(mixed, &room).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
@@ -288,25 +341,25 @@ mod tests {
     #[test]
     fn who_is_cancelled_waits_no_longer() {
         let room = Room::new(10, Duration::from_secs(3600));
-        let _place = room.take(8, NEVER).unwrap();
-        assert_eq!(room.take(10, || true).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        let _place = room.take(8, NOTHING, NEVER).unwrap();
+        assert_eq!(room.take(10, NOTHING, || true).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         assert!(room.state().waiting.is_empty());
     }
 
     #[test]
     fn places_are_given_in_the_order_of_requests() {
         let room = Room::new(10, Duration::from_secs(3600));
-        let place = room.take(8, NEVER).unwrap();
+        let place = room.take(8, NOTHING, NEVER).unwrap();
         std::thread::scope(|scope| {
             let waits = |number| {
                 while room.state().waiting.len() < number {
                     std::thread::yield_now()
                 }
             };
-            let large = scope.spawn(|| drop(room.take(10, NEVER).unwrap()));
+            let large = scope.spawn(|| drop(room.take(10, NOTHING, NEVER).unwrap()));
             waits(1);
             // It would fit, but then the large one might wait for ever.
-            let small = scope.spawn(|| drop(room.take(1, NEVER).unwrap()));
+            let small = scope.spawn(|| drop(room.take(1, NOTHING, NEVER).unwrap()));
             waits(2);
             assert!(!small.is_finished());
             drop(place);
@@ -315,6 +368,52 @@ mod tests {
         });
         assert_eq!(room.state().used, 0);
         room.state().waiting.extend(0..MAX_WAITING as u64);
-        assert_eq!(room.take(1, NEVER).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        assert_eq!(room.take(1, NOTHING, NEVER).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+    }
+
+    #[test]
+    fn who_waits_gives_its_place_back_once() {
+        let room = Room::new(64 << 20, Duration::from_secs(3600));
+        let given_back = std::sync::atomic::AtomicUsize::new(0);
+        let count = || given_back.load(std::sync::atomic::Ordering::Relaxed);
+        let give_back = || {
+            given_back.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        };
+        let now = || {
+            let state = room.state();
+            (state.without_place, state.waiting.len(), state.used)
+        };
+        let read = |stream: Vec<u8>| {
+            let (mut input, mut content) = (Cursor::new(stream), Vec::new());
+            Frames::new(&mut input, &room, &give_back).unwrap().read_to_end(&mut content).unwrap();
+            content
+        };
+        // Small windows, between which the room is given back, and large ones.
+        let stream = [frame(b"a", 26), frame(b"b", 23), frame(b"c", 26)].concat();
+        assert_eq!(read(stream.clone()), b"abc");
+        assert_eq!(count(), 0, "there was room");
+        let place = room.take(64 << 20, NOTHING, NEVER).unwrap();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| read(stream.clone()));
+            while count() == 0 {
+                std::thread::yield_now();
+            }
+            assert_eq!(now(), (1, 1, 64 << 20));
+            drop(place);
+            assert_eq!(waits.join().unwrap(), b"abc");
+        });
+        assert_eq!((count(), now()), (1, (0, 0, 0)));
+        // If many have done so, one keeps its place.
+        let many: Vec<_> = (0..MAX_WITHOUT_PLACE).map(|_| room.leave_place().unwrap()).collect();
+        let place = room.take(64 << 20, NOTHING, NEVER).unwrap();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| read(stream.clone()));
+            while now().1 == 0 {
+                std::thread::yield_now();
+            }
+            drop(place);
+            assert_eq!(waits.join().unwrap(), b"abc");
+        });
+        assert_eq!((count(), now()), (1, (many.len(), 0, 0)));
     }
 }

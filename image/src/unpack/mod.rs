@@ -71,11 +71,13 @@ pub(crate) struct Expected {
     pub(crate) max_entries: u64,
 }
 
-/// Unpacks `input` into `folder`, which must be empty. Blocks. Files are written but not synced.
+/// Unpacks `input` into `folder`, which must be empty. Blocks. Files are written but not synced. `give_back` is called if it
+/// has to wait for other layers: it gives back what they may need.
 pub(crate) fn unpack(
     input: async_mpsc::Receiver<Bytes>,
     expected: &Expected,
     folder: &Path,
+    give_back: &(dyn Fn() + Sync),
 ) -> Result<LayerStats> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = fs::open(folder, flags, Mode::empty()).map_err(failed(expected, "open", folder))?;
@@ -87,7 +89,7 @@ pub(crate) fn unpack(
     thread::scope(|scope| {
         let inflate = thread::Builder::new()
             .name("inflate".to_owned())
-            .spawn_scoped(scope, move || inflate(input, expected, &filled, &empty_buffers))
+            .spawn_scoped(scope, move || inflate(input, expected, &filled, &empty_buffers, give_back))
             .map_err(failed(expected, "start thread for", folder))?;
         let mut archive = tar::Reader::new(ArchiveStream::new(full_buffers, emptied, expected));
         let written = apply::Applier::new(root).run(&mut archive, expected.max_entries);
@@ -206,6 +208,7 @@ fn inflate(
     expected: &Expected,
     filled: &mpsc::SyncSender<Vec<u8>>,
     empty_buffers: &mpsc::Receiver<Vec<u8>>,
+    give_back: &dyn Fn(),
 ) -> Inflated {
     let (current, hasher) = (Bytes::new(), expected.digest.hasher());
     let mut source = Download { input, current, hasher, received: 0, size: expected.size };
@@ -224,7 +227,7 @@ fn inflate(
     };
     let result = match compression {
         Compression::Gzip => fill_buffers(gzip::Members::new(&mut source), filled, empty_buffers),
-        Compression::Zstd => frames::Frames::new(&mut source, &frames::ROOM)
+        Compression::Zstd => frames::Frames::new(&mut source, &frames::ROOM, give_back)
             .and_then(|frames| fill_buffers(frames, filled, empty_buffers)),
         Compression::None => fill_buffers(&mut source, filled, empty_buffers),
     };

@@ -33,6 +33,8 @@ pub enum Codec {
     Plain,
     Gzip,
     Zstd,
+    /// With the largest window, of 128 MiB.
+    ZstdLong,
 }
 
 impl Codec {
@@ -40,7 +42,7 @@ impl Codec {
         match self {
             Self::Plain => "",
             Self::Gzip => "+gzip",
-            Self::Zstd => "+zstd",
+            Self::Zstd | Self::ZstdLong => "+zstd",
         }
     }
     fn encode(self, plain: &[u8]) -> Vec<u8> {
@@ -52,6 +54,12 @@ impl Codec {
                 encoder.finish().unwrap()
             }
             Self::Zstd => zstd::bulk::compress(plain, 3).unwrap(),
+            Self::ZstdLong => {
+                let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+                encoder.window_log(27).unwrap();
+                encoder.write_all(plain).unwrap();
+                encoder.finish().unwrap()
+            }
         }
     }
 }

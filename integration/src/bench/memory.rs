@@ -2,23 +2,37 @@
 //! runtimes there is only the time of ListContainerStats.
 
 use std::fs;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use tonic::Code;
 
 use super::table::{Measure, Table, Unit};
 use super::{Endpoint, PODS, turn};
 use crate::context::Pod;
+use crate::cri::Answer;
 use crate::expect::ensure;
 use crate::proc;
 
 /// Kernel memory that grows with processes and namespaces, in KiB: slab, stacks, page tables and per-CPU memory.
 fn kernel_kib() -> Result<f64> {
     let text = fs::read_to_string("/proc/meminfo").context("meminfo")?;
-    let field = |name: &str| -> Option<f64> {
-        text.lines().find_map(|l| l.strip_prefix(name))?.trim().trim_end_matches(" kB").trim().parse().ok()
-    };
-    Ok(["Slab:", "KernelStack:", "PageTables:", "Percpu:"].iter().filter_map(|n| field(n)).sum())
+    Ok(["Slab:", "KernelStack:", "PageTables:", "Percpu:"]
+        .iter()
+        .filter_map(|n| field::<f64>(&text, n))
+        .sum())
+}
+
+/// What programs can get without swapping, in MiB.
+pub(super) fn available_mib() -> Result<usize> {
+    let text = fs::read_to_string("/proc/meminfo").context("meminfo")?;
+    Ok(field::<usize>(&text, "MemAvailable:").context("meminfo has no MemAvailable")? / 1024)
+}
+
+/// A number of meminfo, in KiB.
+fn field<T: FromStr>(text: &str, name: &str) -> Option<T> {
+    text.lines().find_map(|l| l.strip_prefix(name))?.trim().trim_end_matches(" kB").trim().parse().ok()
 }
 
 /// MiB.
@@ -59,16 +73,9 @@ pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
             None
         };
         let pods = up(e).await?;
-        for _ in 0..15 {
-            let began = Instant::now();
-            e.ctx.cri.list_stats(None).await?;
-            stats.add(&e.name, began.elapsed().as_secs_f64() * 1000.0);
-        }
-        for _ in 0..15 {
-            let began = Instant::now();
-            e.ctx.cri.list_pod_stats(None).await?;
-            pod_stats.add(&e.name, began.elapsed().as_secs_f64() * 1000.0);
-        }
+        let cri = &e.ctx.cri;
+        calls(e, "ListContainerStats", || cri.list_stats(None), &mut stats, table).await?;
+        calls(e, "ListPodSandboxStats", || cri.list_pod_stats(None), &mut pod_stats, table).await?;
         if let Some((daemon, slab)) = before {
             tokio::time::sleep(CALM).await;
             let mut total = 0;
@@ -95,6 +102,28 @@ pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
     }
     for m in [stats, pod_stats, idle, grown, own, kernel, restart] {
         table.push(m);
+    }
+    Ok(())
+}
+
+/// Measures a call. An endpoint that does not have it, such as an older build, gets a note instead of a figure.
+async fn calls<T>(
+    e: &Endpoint,
+    name: &str,
+    call: impl AsyncFn() -> Answer<T>,
+    measure: &mut Measure,
+    table: &mut Table,
+) -> Result<()> {
+    for _ in 0..15 {
+        let began = Instant::now();
+        match call().await {
+            Ok(_) => measure.add(&e.name, began.elapsed().as_secs_f64() * 1000.0),
+            Err(status) if status.code() == Code::Unimplemented => {
+                table.note(format!("{} has no {name}: {}", e.name, status.message()));
+                return Ok(());
+            }
+            Err(status) => return Err(status).with_context(|| format!("{}: {name}", e.name)),
+        }
     }
     Ok(())
 }

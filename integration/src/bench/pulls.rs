@@ -1,5 +1,10 @@
 //! First pulls: of a large image, and of one whose layers are tiny. Each runtime has a file system of its own, made for
 //! this, on which nothing is deleted: ext4 looks long for inodes that were not deleted lately.
+//!
+//! Whoever is the first of a round would have more to do than the next one, mostly for memory: a virtual machine may give what
+//! was free for a while back to its host, and to get it again costs a pull half of its CPU time once more. So before each pull
+//! memory is taken and freed ([`touch`]), everything was read from the registry once and written to the disk, and each
+//! endpoint is in each place of the order equally often.
 
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
@@ -10,18 +15,25 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use super::table::{Measure, Table, Unit};
 use super::{Endpoint, turn};
 use crate::disk::Disk;
+use crate::expect::ensure;
 use crate::images::large::Numbered;
 use crate::node::Node;
 use crate::proc;
 
-/// Rounds with the large image, and with the tiny layers.
-const LARGE: u64 = 3;
-const TINY: u64 = 10;
+/// Least number of rounds with the large image, and with the tiny layers.
+const LARGE: usize = 3;
+const TINY: usize = 10;
+/// Memory that a pull of the large image uses, in MiB, nearly all of it for the pages of files; the other's is small.
+const LARGE_MIB: usize = 1200;
+const TINY_MIB: usize = 32;
+/// Maximum number of endpoints, so that the file systems are large enough: with more there are more rounds.
+const MAX_ENDPOINTS: usize = 6;
 /// Size of a new file system in MiB, and its inodes, for all images together.
-pub(super) const DISK: (u64, u32) = (3 * 1200 + 2048, 200_000);
+pub(super) const DISK: (u64, u32) = (MAX_ENDPOINTS as u64 * 1200 + 2048, 300_000);
 
 /// Measures pulls on the endpoints.
 pub(super) async fn measure(all: &[&Endpoint], table: &mut Table) -> Result<()> {
+    ensure!(all.len() <= MAX_ENDPOINTS, "pulls can be measured on at most {MAX_ENDPOINTS} endpoints");
     let mut disks = Vec::new();
     for e in all.iter().filter(|e| !e.ctx.node.is_foreign()) {
         disks.push(Fresh::mount(&e.ctx.node).await?);
@@ -40,8 +52,8 @@ async fn rounds(all: &[&Endpoint], table: &mut Table) -> Result<()> {
     let mut peak = Measure::new("same, peak memory", 48.0, Unit::Mib);
     let mut durable = Measure::new("same, with a sync(2) after it", 0.0, Unit::Ms);
     let mut machine = Measure::new("same, CPU of the whole machine", 0.0, Unit::Seconds);
-    for round in 0..LARGE {
-        for (e, pulled) in pulls(all, "bench/large", &large, round).await? {
+    for round in 0..LARGE.next_multiple_of(all.len()) {
+        for (e, pulled) in pulls(all, ("bench/large", LARGE_MIB), &large, round).await? {
             wall.add(&e.name, pulled.ms);
             durable.add(&e.name, pulled.durable_ms);
             machine.add(&e.name, pulled.machine);
@@ -54,8 +66,8 @@ async fn rounds(all: &[&Endpoint], table: &mut Table) -> Result<()> {
     drop(large);
     let tiny = Numbered::tiny()?;
     let mut small = Measure::new("first pull, 12 tiny layers", 0.0, Unit::Ms);
-    for round in 0..TINY {
-        for (e, pulled) in pulls(all, "bench/tiny", &tiny, round).await? {
+    for round in 0..TINY.next_multiple_of(all.len()) {
+        for (e, pulled) in pulls(all, ("bench/tiny", TINY_MIB), &tiny, round).await? {
             small.add(&e.name, pulled.ms);
         }
     }
@@ -76,22 +88,35 @@ struct Pulled {
     cost: Option<(f64, f64)>,
 }
 
-/// One round: each endpoint pulls the same new image.
+/// Takes so many MiB of memory, or half of what is available, and frees them: the next one who needs memory gets them.
+fn touch(mib: usize) -> Result<()> {
+    let mib = mib.min(super::memory::available_mib()? / 2);
+    drop(std::hint::black_box(vec![1_u8; mib << 20]));
+    Ok(())
+}
+
+/// One round: each endpoint pulls the same new image, which needs so many MiB of memory.
 async fn pulls<'a>(
     all: &[&'a Endpoint],
-    name: &str,
+    (name, mib): (&str, usize),
     images: &Numbered,
-    round: u64,
+    round: usize,
 ) -> Result<Vec<(&'a Endpoint, Pulled)>> {
-    let image = images.image(round)?;
+    let image = images.image(round as u64)?;
     let tag = (round + 1).to_string();
     let mut pulled = Vec::new();
-    for (at, e) in turn(all, usize::try_from(round)?).enumerate() {
+    for (at, e) in turn(all, round).enumerate() {
         if at == 0 {
-            e.ctx.fixture.registry.push(name, &tag, &image).await?;
+            let registry = &e.ctx.fixture.registry;
+            registry.push(name, &tag, &image).await?;
+            registry.read(name, &image).await?;
         }
         // What others have written does not count.
-        tokio::task::spawn_blocking(nix::unistd::sync).await?;
+        tokio::task::spawn_blocking(move || {
+            nix::unistd::sync();
+            touch(mib)
+        })
+        .await??;
         let reference = format!("registry.test/{name}:{tag}");
         pulled.push((*e, pull(e, &reference).await.with_context(|| format!("{}: {reference}", e.name))?));
     }

@@ -2,6 +2,7 @@
 //! if the budget is missed. The others have a ratio: with `(2.0x)` the endpoint takes twice as long or as much as the
 //! first one, or has half its rate.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// The unit of a measurement.
@@ -73,7 +74,10 @@ impl Measure {
 
     fn median(&self, endpoint: &str) -> Option<f64> {
         let values = self.sorted(endpoint);
-        values.get(values.len() / 2).copied()
+        // Of an even number the mean of both in the middle: one that is the first of every other round would have the first's
+        // costs.
+        let (low, high) = (values.get(values.len().checked_sub(1)? / 2)?, values.get(values.len() / 2)?);
+        Some(f64::midpoint(*low, *high))
     }
 }
 
@@ -82,17 +86,23 @@ impl Measure {
 pub(super) struct Table {
     endpoints: Vec<String>,
     rows: Vec<Measure>,
+    notes: BTreeSet<String>,
 }
 
 impl Table {
     /// An empty table; ratios are relative to the first endpoint.
     pub(super) fn new(endpoints: Vec<String>) -> Self {
-        Self { endpoints, rows: Vec::new() }
+        Self { endpoints, rows: Vec::new(), notes: BTreeSet::new() }
     }
 
     /// Adds a row.
     pub(super) fn push(&mut self, measure: Measure) {
         self.rows.push(measure);
+    }
+
+    /// Adds a line below the rows, such as why a figure is missing. Equal ones are printed once.
+    pub(super) fn note(&mut self, line: String) {
+        self.notes.insert(line);
     }
 }
 
@@ -128,6 +138,36 @@ impl fmt::Display for Table {
             }
             writeln!(f)?;
         }
-        Ok(())
+        self.notes.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_first_in_every_other_round_does_not_decide_the_median() {
+        let mut measure = Measure::new("pull", 0.0, Unit::Ms);
+        for (one, other) in [(6.0, 3.0), (3.0, 6.0), (6.0, 3.0), (3.0, 6.0)] {
+            measure.add("one", one);
+            measure.add("other", other);
+        }
+        assert_eq!((measure.median("one"), measure.median("other")), (Some(4.5), Some(4.5)));
+        measure.add("one", 7.0);
+        assert_eq!((measure.median("one"), measure.median("absent")), (Some(6.0), None));
+    }
+
+    #[test]
+    fn a_missing_figure_has_a_note() {
+        let mut table = Table::new(vec!["one".to_owned(), "other".to_owned()]);
+        let mut measure = Measure::new("call", 0.0, Unit::Ms);
+        measure.add("one", 2.0);
+        table.push(measure);
+        table.note("other has no call".to_owned());
+        table.note("other has no call".to_owned());
+        let text = table.to_string();
+        assert!(text.lines().any(|line| line.starts_with("call") && line.ends_with(" -")), "{text}");
+        assert_eq!(text.matches("other has no call").count(), 1, "{text}");
     }
 }
