@@ -1,11 +1,13 @@
 //! Cgroups of containers and shims: creating, limiting, killing, removing. Blocking; callers use a lane.
 //!
-//! Version 1, alone or hybrid, or version 2. (Hybrid means that cgroup2 is mounted too. Nothing of ours joins it then: it
-//! has no `tasks` file, and joining by `cgroup.procs` waits for an RCU grace period.) [`Cgroups::detect`] finds out which,
-//! and outside only the statistics ask: `spec` computes what is to be written, `v1` and `v2` know how folders are made, and
-//! a v2 host is one with a single hierarchy. Everything here uses plain files and no crate: libcontainer's own handling adds 15 ms to a
-//! cold create, and cgroups-rs brings a D-Bus client and a second nix. Only with the driver systemd a pod has a scope, for which
-//! `systemd` sends one D-Bus call.
+//! The host has version 1, alone or hybrid, or version 2; [`Cgroups::detect`] finds out. (Hybrid means that cgroup2 is
+//! mounted beside v1. Nothing of ours joins it then: it has no `tasks` file, and joining by `cgroup.procs` waits for an RCU
+//! grace period.) `spec` computes what is to be written, `v1` and `v2` know how folders are made, and a v2 host is one with
+//! a single hierarchy. Outside of this module only the statistics ask for the version.
+//!
+//! Everything here uses plain files and no crate: libcontainer's own handling adds 15 ms to a cold create, and cgroups-rs
+//! brings a D-Bus client and a second nix. Only with the driver systemd a pod has a scope, for which `systemd` sends one
+//! D-Bus call.
 
 mod detect;
 mod error;
@@ -143,11 +145,11 @@ impl Cgroups {
     }
 
     /// Removes the cgroup of the process that a scope began with, which has ended.
-    pub(crate) fn end_start(&self, pod: &PodRecord) -> Result<(), Error> {
+    pub(crate) fn remove_starting(&self, pod: &PodRecord) -> Result<(), Error> {
         self.remove(&format!("{}/{}", pod.scope, names::STARTING))
     }
 
-    /// Which files the statistics read. Nobody else outside has to know it.
+    /// The version, for the statistics: it decides which files they read.
     pub(crate) fn version(&self) -> Version {
         self.version
     }

@@ -28,8 +28,8 @@ impl Cgroups {
     /// host has no files for them.
     ///
     /// # Errors
-    /// [`Error::BelowUsage`]; [`Error::Limit`] for other values that the kernel refuses, and for `unified` on v1; [`Error::Gone`]. Then the leaf has its previous values, unless the error says that they could not be
-    /// restored.
+    /// [`Error::BelowUsage`]; [`Error::Limit`] for other values that the kernel refuses, and for `unified` on v1;
+    /// [`Error::Gone`]. Then the leaf has its previous values, unless the error says that they could not be restored.
     pub(crate) fn update(
         &self,
         path: &str,

@@ -224,7 +224,7 @@ async fn remove_cgroups(
         errors.extend(context.cgroups.remove_all(leaves).into_iter().map(Error::from));
         errors.extend(context.cgroups.remove_pod(&record).err().map(Error::from));
         if errors.is_empty() {
-            scope::leave(&context, &record);
+            scope::wait_for_removal(&context, &record);
         }
         Ok(errors)
     });
