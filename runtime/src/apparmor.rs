@@ -151,7 +151,7 @@ impl AppArmor {
                 "the daemon is confined by AppArmor itself: containers without a profile inherit it, and its signals may not reach the others"
             );
         }
-        match self.default().await {
+        match self.ensure_default().await {
             Ok(()) => tracing::info!(profile = NAME, "the default AppArmor profile is loaded"),
             Err(problem) if problem.is_permanent() => tracing::warn!(
                 %problem,
@@ -181,7 +181,7 @@ impl AppArmor {
         if privileged || self.0.support != Support::On {
             return Ok(String::new());
         }
-        match self.default().await {
+        match self.ensure_default().await {
             Ok(()) => Ok(NAME.to_owned()),
             Err(missing) if missing.is_permanent() && !explicit && !self.0.worked.load(Ordering::Relaxed) => {
                 Ok(String::new())
@@ -205,8 +205,8 @@ impl AppArmor {
     }
 
     /// Makes sure that the default profile is loaded, and keeps the outcome for verbose status.
-    async fn default(&self) -> Result<(), Missing> {
-        let outcome = self.loaded().await;
+    async fn ensure_default(&self) -> Result<(), Missing> {
+        let outcome = self.load_default().await;
         self.0.worked.fetch_or(outcome.is_ok(), Ordering::Relaxed);
         let problem = outcome.as_ref().err().map(ToString::to_string);
         *self.0.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
@@ -214,7 +214,7 @@ impl AppArmor {
     }
 
     /// Loads the default profile unless it is loaded: a loaded one may be the operator's.
-    async fn loaded(&self) -> Result<(), Missing> {
+    async fn load_default(&self) -> Result<(), Missing> {
         if self.is_loaded(NAME).await? {
             return Ok(());
         }

@@ -186,7 +186,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     });
     selinux.log();
     let apparmor = AppArmor::new(apparmor);
-    let confining = tokio::spawn({
+    let loading_apparmor = tokio::spawn({
         let apparmor = apparmor.clone();
         async move { apparmor.start().await }
     });
@@ -220,7 +220,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         images: images.clone(),
         manager: manager.clone(),
     };
-    let tidied = images.clone();
+    let image_store = images.clone();
     let backend = Backend {
         node: node.clone(),
         images,
@@ -243,7 +243,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     // It has a time limit. The first Status must be right: kubelet refuses pods by it.
     drop(measuring.await);
     // It has a time limit too.
-    drop(confining.await);
+    drop(loading_apparmor.await);
     let conf_dir = config.network.conf_dir.clone();
     let watching = tokio::spawn({
         let cni = cni.clone();
@@ -252,14 +252,14 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
             async move { reload_cni(&cni).await }
         })
     });
-    let keeping_up = tokio::spawn(async move { cni.upkeep(Pace::default(), unpin).await });
-    let probing = tokio::spawn(root.follow(hung_check));
+    let cni_upkeep = tokio::spawn(async move { cni.upkeep(Pace::default(), unpin).await });
+    let checking_root = tokio::spawn(root.follow(hung_check));
     let trimming = tokio::spawn(memory::trim());
     let sampling = tokio::spawn(service::sample_stats(Arc::clone(&backend.stats), node.clone()));
     let reloading = tokio::spawn(reloader.run(hangups));
     let streaming = tokio::spawn(streaming.serve(stopping.clone().wait()));
     ready(&config, &manager).await;
-    let tidying = tokio::spawn(async move { tidied.upkeep().await });
+    let image_upkeep = tokio::spawn(async move { image_store.upkeep().await });
     let managed = tokio::spawn(managed(manager, Arc::clone(&config), stopping.clone()));
     let served = service::serve(socket, backend, stopping).await;
     match &served {
@@ -270,11 +270,11 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     managed.abort();
     reloading.abort();
     watching.abort();
-    keeping_up.abort();
-    tidying.abort();
+    cni_upkeep.abort();
+    image_upkeep.abort();
     trimming.abort();
     sampling.abort();
-    probing.abort();
+    checking_root.abort();
     node.shutdown().await;
     tracing::info!("stopped");
     Ok(served?)

@@ -10,7 +10,8 @@ use std::path::Path;
 /// Maximum number of bytes that are copied of a host file.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Writes hostname, resolv.conf and hosts of a pod, with the label of the pod's files. Not synced: the pod does not survive a power loss either.
+/// Writes hostname, resolv.conf and hosts of a pod, with the label of the pod's files. Not synced: the pod does not survive
+/// a power loss either.
 pub(crate) fn write(layout: &Layout, pod: &PodRecord, node_name: &str) -> Result<(), Error> {
     let name = hostname(pod, node_name);
     file::replace(&layout.pod_hostname(&pod.id), format!("{name}\n").as_bytes(), 0o644, false)?;

@@ -2,13 +2,13 @@
 //!
 //! | lane | work | can hang on |
 //! | --- | --- | --- |
-//! | exec | plan and pipes of an exec; compiling RuntimeDefault; the list of AppArmor profiles | nothing: memory only |
+//! | exec | plan and pipes of an exec; sockets of port-forward; compiling RuntimeDefault; the list of AppArmor profiles; SELinux labels | nothing: memory, and what the kernel answers from memory |
 //! | kill | finding, signalling and killing processes; exit files; starting and removing shims; pause's cgroup and plan; removing cgroups; network namespace pins and sysctls | processes in D state, for a bounded time |
-//! | records | durable records and a pod's own files; checks of the durable folders; the cgroup of a container that is created or removed, in one piece of work with its files; what `restore` removes with a shim or a pod that has no record; the steps of the daemon's start; starting apparmor_parser | the disk of `root` |
+//! | records | durable records and a pod's own files; checks of the durable folders; the cgroup of a container that is created or removed, in one piece of work with its files; what `restore` removes with a shim or a pod that has no record; the steps of the daemon's start; starting a program for its answer (`attempt`); the size of the layers' file system | the disk of `root` |
 //! | foreign | paths in requests: seccomp profiles, device nodes; limits of a container that change, as the kernel writes reclaimed memory to its files; the configuration; the CNI folder | any file system of the node |
 //! | metrics | cgroup files, descriptors of processes and counters of pods' interfaces, for ListPodSandboxMetrics: one call at a time | nothing |
 //! | systemd | scopes of new pods | systemd and the message bus, for a bounded time |
-//! | stats | cgroup files, samples of CPU time and counters of pods' interfaces; a short wait for the first walk of writable layers; which security modules the host enforces; returning freed memory to the kernel | nothing |
+//! | stats | cgroup files, samples of CPU time and counters of pods' interfaces; a short wait for the first walk of writable layers; the names of a create's workers; what the kernel can do; returning freed memory to the kernel | nothing |
 //!
 //! Images, CNI and the certificate of the streaming server have their own lanes, in their crates. A pod whose work hangs
 //! uses up its share of one lane ([`pool::Size::max_per_owner`]) and nothing of the others: stop, kill and exec of every

@@ -128,7 +128,8 @@ impl Node {
     }
 
     /// Creates a container whose init waits for the start request; joins an equal request that is running.
-    /// `privileged`: the pod may have privileged containers now, also if it could not when it was made.
+    /// `privileged`: the request says that the pod may have privileged containers. When it was started it may have had none
+    /// (an ephemeral container is added later).
     ///
     /// # Errors
     /// NotFound (pod, image), FailedPrecondition (pod not ready), and all errors of its configuration.

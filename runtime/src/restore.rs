@@ -39,8 +39,8 @@ struct Records {
 /// have no record: the lease of such a container is released after its processes have ended.
 struct Known {
     pods: BTreeSet<PodId>,
-    /// Those of `pods` that are torn down.
-    stopped: BTreeSet<PodId>,
+    /// Those of `pods` that are torn down: nothing but CNI DEL can be due of their networks.
+    torn_down: BTreeSet<PodId>,
     containers: BTreeSet<ContainerId>,
 }
 
@@ -50,10 +50,12 @@ impl Known {
         let kept = records.kept_containers.iter().map(|container| &container.record);
         let recorded = records.containers.values().flatten().chain(kept).map(|record| &record.id);
         let containers = recorded.chain(records.strays.container_ids());
-        let stopped = records.pods.iter().filter(|(record, _)| record.phase == PodPhase::Stopped);
+        let is_torn_down =
+            |record: &PodRecord| matches!(record.phase, PodPhase::Stopped | PodPhase::Removing);
+        let torn_down = records.pods.iter().map(|(record, _)| record).filter(|record| is_torn_down(record));
         Self {
             pods: pods.cloned().collect(),
-            stopped: stopped.map(|(record, _)| record.id.clone()).collect(),
+            torn_down: torn_down.map(|record| record.id.clone()).collect(),
             containers: containers.cloned().collect(),
         }
     }
@@ -185,7 +187,7 @@ async fn release_images(context: &Context, leases: Vec<String>, known: &Known) {
 
 /// CNI DEL is due for pods that have a lease but no record, or are torn down.
 fn release_networks(context: &Context, pods: Vec<PodId>, known: &Known) {
-    for pod in pods.into_iter().filter(|pod| !known.pods.contains(pod) || known.stopped.contains(pod)) {
+    for pod in pods.into_iter().filter(|pod| !known.pods.contains(pod) || known.torn_down.contains(pod)) {
         context.cni.add_pending_del(&pod, &netns::path(&context.netns_dir, &pod));
     }
 }

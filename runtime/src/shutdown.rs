@@ -45,8 +45,6 @@ impl Shutdown {
             };
             tracing::info!(signal = name, "stopping; pods keep running");
             sender.send_replace(true);
-            // Keep the sender until all receivers have seen the value.
-            sender.closed().await;
         });
         Ok(Self(receiver))
     }
@@ -59,7 +57,7 @@ impl Shutdown {
 
     /// Resolves when the daemon must stop.
     pub(crate) async fn wait(mut self) {
-        // An error means that the sender is gone, which only happens when the runtime ends.
+        // An error means that the task of the signals is gone, which only happens when the runtime ends.
         drop(self.0.wait_for(|stopping| *stopping).await);
     }
 }

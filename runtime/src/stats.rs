@@ -2,8 +2,8 @@
 //! for reads of kernel files: writable layers are walked separately ([`StatsReader::refresh_stale`]).
 //!
 //! The files of a cgroup stay open while it is attached ([`cgroup`]): six reads per container on cgroup v1 and seven on v2,
-//! three more where the kernel measures pressure. CPU rates need samples that are taken regularly ([`StatsReader::sample`], [`rate`]). Networks are read
-//! inside their namespaces ([`network`]).
+//! three more where the kernel measures pressure. CPU rates need samples that are taken regularly
+//! ([`StatsReader::sample`], [`rate`]). Networks are read inside their namespaces ([`network`]).
 
 use crate::cgroups::Cgroups;
 use crate::clock::now;

@@ -17,7 +17,7 @@ use tracing_subscriber::{Layer as _, Registry, reload};
 
 /// Our crates that log. Libraries log too much at `debug` (every HTTP/2 frame): unless the level is `trace`, only their
 /// warnings and errors are logged.
-const OURS: [&str; 3] = ["runtime", "image", "network"];
+const OURS: [&str; 5] = ["runtime", "image", "network", "streaming", "child"];
 
 /// The filter that [`init`] installed, for [`set_level`].
 static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
@@ -72,7 +72,10 @@ mod tests {
     #[test]
     fn libraries_log_only_warnings_unless_the_level_is_trace() {
         let debug = filter(LogLevel::Debug);
-        assert!(debug.would_enable("runtime::service", &Level::DEBUG));
+        for ours in ["runtime::service", "image::pull", "network::attach", "streaming::server::http", "child"]
+        {
+            assert!(debug.would_enable(ours, &Level::DEBUG), "{ours}");
+        }
         assert!(
             debug.would_enable("h2::codec", &Level::WARN) && !debug.would_enable("h2::codec", &Level::INFO)
         );

@@ -144,7 +144,7 @@ impl Cgroups {
     }
 
     /// Removes the cgroup of the process that a scope began with, which has ended.
-    pub(crate) fn end_start(&self, pod: &PodRecord) -> Result<(), Error> {
+    pub(crate) fn remove_starting(&self, pod: &PodRecord) -> Result<(), Error> {
         self.remove(&format!("{}/{}", pod.scope, names::STARTING))
     }
 

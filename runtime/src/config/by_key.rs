@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 impl Config {
-    /// Every key with its value, in the order of the list of keys. Values are those that the file has, but for empty ones
-    /// with a meaning of their own: an empty path is null, and an empty `socket` is the path in use.
+    /// Every key with its value, in the order of the list of keys. Values are as in the file, except empty ones that stand
+    /// for something else: an empty path is null, and an empty `socket` is the path in use.
     pub(super) fn by_key(&self) -> [(&'static str, Value); super::keys::KEYS.len()] {
         // A new field breaks the build here, and a new key makes the array too short.
         let Self {

@@ -72,9 +72,14 @@ impl Network for PodNetwork {
                 let [v4, v6] = sockets(pod.as_str(), view.record.netns.clone()).await?;
                 connect(v4, v6, port).await
             };
-            connected.await.map_err(|error: Error| format!("pod {pod}, port {port}: {error}"))
+            connected.await.map_err(|error: Error| failure(&pod, port, error))
         })
     }
+}
+
+/// The error of a connection, for the client.
+fn failure(pod: &PodId, port: u16, error: Error) -> String {
+    error.context(format!("pod {pod}, port {port}")).text()
 }
 
 /// A socket of each family, if the kernel has it, in the network namespace pinned at `netns`, or in this one (host
@@ -119,6 +124,13 @@ async fn connect(v4: Option<OwnedFd>, v6: Option<OwnedFd>, port: u16) -> Result<
 mod tests {
     use super::*;
     use std::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_client_is_told_the_reason() {
+        let error = sockets("pod", "/nonexistent/netns".to_owned()).await.unwrap_err();
+        let text = failure(&PodId::from_random([1; 32]), 80, error);
+        assert!(text.contains(", port 80: open /nonexistent/netns: No such file"), "{text}");
+    }
 
     #[tokio::test]
     async fn localhost_is_tried_in_both_families() {

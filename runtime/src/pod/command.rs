@@ -53,11 +53,11 @@ pub(crate) enum Command {
         /// Sent when the new file exists.
         reply: Reply<()>,
     },
-    /// ExecSync: asks whether a process may be started in a container.
+    /// ExecSync, Exec and Attach: asks whether the container can be used.
     Exec {
         /// The container.
         id: ContainerId,
-        /// Receives the connection and the record that the exec needs.
+        /// Receives the connection and the record that they need.
         reply: Reply<Ticket>,
     },
     /// UpdateContainerResources.

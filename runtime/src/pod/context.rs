@@ -23,33 +23,33 @@ use sys::tree::Trash;
 #[derive(Debug)]
 pub(crate) struct NodeOptions {
     /// All paths. The folders exist, and this daemon has locked them.
-    pub layout: Layout,
+    pub(crate) layout: Layout,
     /// Whether the durable folder accepts writes.
     pub(crate) root: Root,
     /// The id of this boot ([`state::boot::id`]).
-    pub boot_id: String,
+    pub(crate) boot_id: String,
     /// The image store.
-    pub images: ImageStore,
+    pub(crate) images: ImageStore,
     /// The CNI client.
-    pub cni: Cni,
+    pub(crate) cni: Cni,
     /// Cgroups.
-    pub cgroups: Cgroups,
+    pub(crate) cgroups: Cgroups,
     /// The seccomp compiler.
-    pub compiler: Arc<Compiler>,
+    pub(crate) compiler: Arc<Compiler>,
     /// AppArmor.
     pub(crate) apparmor: AppArmor,
     /// SELinux.
     pub(crate) selinux: Selinux,
     /// Path of `copepod-shim`.
-    pub shim_binary: PathBuf,
+    pub(crate) shim_binary: PathBuf,
     /// Path of `pause`.
-    pub pause_binary: PathBuf,
+    pub(crate) pause_binary: PathBuf,
     /// Mount namespace in which volumes are looked up, for example `/proc/1/ns/mnt`.
-    pub mount_namespace: PathBuf,
+    pub(crate) mount_namespace: PathBuf,
     /// Folder of the pinned network namespaces: `/run/netns`.
-    pub netns_dir: PathBuf,
+    pub(crate) netns_dir: PathBuf,
     /// Time limit for setting up one container's file systems and init.
-    pub create_timeout: Duration,
+    pub(crate) create_timeout: Duration,
 }
 
 /// What all drivers and jobs share. Fields without a comment: see [`NodeOptions`].
@@ -75,18 +75,12 @@ pub(crate) struct Context {
     pub(crate) cap_bounding: u64,
     /// The node's host name.
     pub(crate) node_name: String,
-    /// /dev/null, stdin of execs.
-    pub(crate) dev_null: OwnedFd,
 }
 
 impl Context {
     /// Opens and reads what does not change while the daemon runs.
     pub(crate) async fn new(options: NodeOptions) -> Result<Self, Error> {
         blocking("open the node", move || {
-            let open = |path: &Path| match std::fs::File::open(path) {
-                Ok(file) => Ok(OwnedFd::from(file)),
-                Err(error) => Err(Error::of(format!("open {}", path.display()), error)),
-            };
             let NodeOptions { layout, root, boot_id, images, cni, cgroups, compiler, apparmor, selinux, .. } =
                 options;
             let (shim, pause) = (&options.shim_binary, &options.pause_binary);
@@ -110,7 +104,6 @@ impl Context {
                 create_timeout: options.create_timeout,
                 cap_bounding: cap_bounding()?,
                 node_name: node_name()?,
-                dev_null: open(Path::new("/dev/null"))?,
             })
         })
         .await

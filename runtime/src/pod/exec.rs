@@ -163,12 +163,21 @@ async fn killed(guard: &mut Guard) -> &'static str {
     if ended { "was killed" } else { "is being killed" }
 }
 
+/// Asks the shim to kill the session of an exec.
+pub(super) async fn kill(client: &Client, exec: ExecId) -> Result<(), ClientError> {
+    client.done("the kill of an exec", Request::KillExec { exec }, KILL).await
+}
+
 /// Creates the plan and the pipes. Blocking.
 fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Result<Prepared, Error> {
     let plan = plan(context, record, cmd, false, None)?;
     let ((stdout, out), (stderr, err)) = (pipe()?, pipe()?);
-    let null = context.dev_null.try_clone().map_err(|error| Error::of("copy /dev/null", error))?;
-    Ok(Prepared { fds: vec![plan, null, out, err], stdout, stderr })
+    Ok(Prepared { fds: vec![plan, null()?, out, err], stdout, stderr })
+}
+
+/// /dev/null, in the place of a stream that nobody wants.
+fn null() -> Result<OwnedFd, Error> {
+    sys::fds::null().map_err(|error| Error::of("open /dev/null", error))
 }
 
 /// A pipe: what reads, and what writes.
@@ -232,7 +241,7 @@ impl Guard {
     fn kill(&mut self) -> Option<JoinHandle<bool>> {
         let (client, exec) = (self.client.take()?, self.exec);
         Some(tokio::spawn(async move {
-            let killed = client.done("the kill of an exec", Request::KillExec { exec }, KILL).await;
+            let killed = kill(&client, exec).await;
             if let Err(error) = &killed {
                 tracing::warn!(exec = exec.0, %error, "cannot kill the command of an exec whose caller has gone or whose time is over");
             }

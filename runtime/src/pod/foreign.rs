@@ -44,7 +44,7 @@ pub(crate) async fn seccomp(
     let work = move || Ok(compiler.program(&wanted, caps)?);
     let step = "seccomp profile";
     match profile {
-        SeccompProfile::Localhost(_) => read(pod, step, format!("{step} {profile:?}"), work).await,
+        SeccompProfile::Localhost(path) => read(pod, step, format!("{step} {path}"), work).await,
         // Compiled from a table, without a file.
         SeccompProfile::Unconfined | SeccompProfile::RuntimeDefault => {
             lanes::run(lanes::exec(), pod, step, work).await

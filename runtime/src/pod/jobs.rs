@@ -8,10 +8,11 @@ use super::recorder::Recorder;
 use super::registry::Registry;
 use super::stop::Stop;
 use super::supervisor::{Dial, JobEnd, StopWatch, Supervisor, Tools, Work};
-use super::{containers, launch, parallel, resources, teardown};
-use crate::error::{Error, ErrorKind};
+use super::{containers, exec, launch, parallel, resources, teardown};
+use crate::error::Error;
 use crate::lanes;
 use crate::shims::Client;
+use crate::shims::client::ClientError;
 use model::{ContainerId, ContainerRecord, ExecId, PodId, PodRecord};
 use state::Layout;
 use std::sync::Arc;
@@ -23,8 +24,6 @@ use wire::Request;
 const REOPEN: Duration = Duration::from_secs(20);
 /// Maximum number of execs of an earlier connection that are killed at once.
 const KILLS: usize = 16;
-/// Time limit for the shim to kill one session.
-const KILL: Duration = Duration::from_secs(15);
 
 /// Performs the jobs of drivers on this node.
 #[derive(Debug)]
@@ -57,7 +56,9 @@ impl Supervisor for NodeSupervisor {
             Job::Launch(record) => Box::pin(launch_pod(context, record)),
             Job::Create(pod, record) => with(create(context, client, pod, record)),
             Job::Start(id) => with(start(context, client, id, container)),
-            Job::Stop { record, shim_pid, .. } => with(stopped(context, client, record, shim_pid, stop)),
+            Job::Stop { record, shim_pid, .. } => {
+                with(stop_container(context, client, record, shim_pid, stop))
+            }
             Job::RecordExit(id) => with(async move {
                 let recorded = record_exit(&context, &id, container).await;
                 Outcome::ExitRecorded(id, recorded)
@@ -156,7 +157,7 @@ fn unrecorded() -> Error {
 }
 
 fn lost() -> Error {
-    Error::new(ErrorKind::Unavailable, "the connection to the shim was lost")
+    ClientError::Lost.into()
 }
 
 async fn launch_pod(context: Arc<Context>, record: Arc<PodRecord>) -> JobEnd {
@@ -196,7 +197,7 @@ async fn start(
     Outcome::Started(id, started)
 }
 
-async fn stopped(
+async fn stop_container(
     context: Arc<Context>,
     client: Option<Client>,
     record: Arc<ContainerRecord>,
@@ -263,15 +264,14 @@ async fn reopen_log(client: Option<Client>, container: ContainerId) -> Result<()
 async fn kill_execs(client: Option<Client>, pod: PodId, execs: Vec<ExecId>) {
     let Some(client) = client else { return };
     let mut kills = JoinSet::new();
-    for exec in execs {
+    for id in execs {
         if kills.len() >= KILLS {
             kills.join_next().await;
         }
         let (client, pod) = (client.clone(), pod.clone());
         kills.spawn(async move {
-            let kill = client.done("the kill of an exec", Request::KillExec { exec }, KILL).await;
-            if let Err(error) = kill {
-                tracing::warn!(%pod, exec = exec.0, %error, "cannot kill an exec of an earlier connection");
+            if let Err(error) = exec::kill(&client, id).await {
+                tracing::warn!(%pod, exec = id.0, %error, "cannot kill an exec of an earlier connection");
             }
         });
     }

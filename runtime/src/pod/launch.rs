@@ -38,7 +38,7 @@ const EXIT: Duration = Duration::from_secs(1);
 /// Time limit for creating the namespaces and executing pause.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// The step of a launch that has failed.
+/// What a failed launch does before it returns its error, for users.
 const UNDO: &str = "undo the failed launch";
 
 /// A pod that is launched and recorded.

@@ -174,21 +174,25 @@ impl Registry {
     }
 
     /// Sends a command to a pod's driver and waits for the reply. If the caller goes away, the work continues.
+    ///
+    /// # Errors
+    /// NotFound if the pod has no driver; Aborted if the daemon is stopping; that of the reply.
     pub(crate) async fn call<T>(
         &self,
         pod: &PodId,
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T, Error> {
-        let gone = || Error::new(ErrorKind::NotFound, format!("pod {pod} is gone"));
+        // A driver also ends with the daemon. That is no NotFound, which a stop or removal takes for success.
+        let gone = || match *self.closing.borrow() {
+            true => stopping(pod),
+            false => Error::new(ErrorKind::NotFound, format!("pod {pod} is gone")),
+        };
         self.managed(pod.as_str())?;
         let commands = self.tables().pods.get(pod).map(|handle| handle.commands.clone()).ok_or_else(gone)?;
         let (reply, answer) = oneshot::channel();
         let _awaiting = operations::await_driver();
         commands.send(command(reply)).await.map_err(|_| gone())?;
-        answer.await.unwrap_or_else(|_| {
-            let text = format!("pod {pod}: the daemon is stopping, or the pod was removed meanwhile");
-            Err(Error::new(ErrorKind::Aborted, text))
-        })
+        answer.await.unwrap_or_else(|_| Err(stopping(pod)))
     }
 
     /// For work that belongs to no driver: a daemon that stops waits until the returned receiver is dropped. Its value
@@ -205,6 +209,12 @@ impl Registry {
             tracing::warn!(after = ?CLOSE, "work on some pods was interrupted; the next start of the daemon finishes or undoes it");
         }
     }
+}
+
+/// The error of a call that its pod's driver does not answer any more.
+fn stopping(pod: &PodId) -> Error {
+    let text = format!("pod {pod}: the daemon is stopping: try again when it is back");
+    Error::new(ErrorKind::Aborted, text)
 }
 
 #[cfg(test)]
@@ -248,5 +258,9 @@ mod tests {
         drop(channels);
         let error = registry.call(&id, Command::StopPod).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::NotFound);
+        // A stop would take NotFound for success, and the pod goes on when the daemon ends.
+        registry.close().await;
+        let error = registry.call(&id, Command::StopPod).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Aborted);
     }
 }

@@ -20,7 +20,7 @@ use sys::spawn::Child;
 /// How long a holder that was killed may take to end.
 const END: Duration = Duration::from_secs(2);
 /// How long systemd may take to remove a scope in which the last process has ended.
-const LEAVE: Duration = Duration::from_secs(1);
+const REMOVAL: Duration = Duration::from_secs(1);
 const SIGKILL: i32 = 9;
 
 /// A running holder, which is killed when this is dropped.
@@ -46,7 +46,7 @@ pub(super) async fn create(context: &Arc<Context>, record: &PodRecord) -> Result
         failpoint::hit("pod.holder");
         if let Err(error) = context.cgroups.create_scope(&record, holder.pid()) {
             if holder.has_ended() {
-                let_end_or_warn(&context, &record);
+                start_and_end_or_warn(&context, &record);
             }
             return Err(holder.explain(error.into()));
         }
@@ -56,33 +56,35 @@ pub(super) async fn create(context: &Arc<Context>, record: &PodRecord) -> Result
     lanes::run(lanes::systemd(), id.as_str(), "make the pod's scope", work).await
 }
 
-/// Waits until systemd has removed the scope of a pod that pause may never have been in, and sees to it that systemd does. The
-/// daemon may have been killed while systemd made the scope, and its holder with it. Blocking, for about a second.
-pub(super) fn leave(context: &Context, record: &PodRecord) {
+/// Waits until systemd has removed the scope of a pod that pause may never have been in. The daemon may have been killed
+/// while systemd made the scope, and the holder with it; then systemd waits too, and gets the change that it waits for.
+/// Blocking, for about a second.
+pub(super) fn wait_for_removal(context: &Context, record: &PodRecord) {
     let is_torn_down = matches!(record.phase, PodPhase::Stopped | PodPhase::Removing);
     if record.scope.is_empty() || record.pause_pid != 0 || is_torn_down {
         return;
     }
     let Some(folder) = context.cgroups.folder("memory", &record.scope) else { return };
-    let until = Instant::now() + LEAVE;
+    let until = Instant::now() + REMOVAL;
     while folder.exists() {
         if Instant::now() > until {
-            let_end_or_warn(context, record);
+            start_and_end_or_warn(context, record);
             return;
         }
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-fn let_end_or_warn(context: &Context, record: &PodRecord) {
-    if let Err(left) = let_end(context, record) {
+fn start_and_end_or_warn(context: &Context, record: &PodRecord) {
+    if let Err(left) = start_and_end(context, record) {
         tracing::warn!(error = %left.text(), "a scope that nothing is in is left to systemd");
     }
 }
 
-/// Lets a process start and end in a scope whose holder had ended before systemd moved it there. The kernel moves no process
-/// that has ended, and reports no error, so that systemd would wait for ever for a change in a scope that nothing was in.
-fn let_end(context: &Context, record: &PodRecord) -> Result<(), Error> {
+/// Starts a process in a scope and ends it, so that systemd sees the scope become empty. For a scope whose holder had ended
+/// before systemd moved it there: the kernel moves no process that has ended, and reports no error, so that systemd would
+/// wait for ever for a change.
+fn start_and_end(context: &Context, record: &PodRecord) -> Result<(), Error> {
     let Some(folder) = context.cgroups.folder("memory", &record.scope) else { return Ok(()) };
     match File::open(&folder) {
         Ok(folder) => Holder::start(context, record, Some(folder.as_fd())).map(drop),
@@ -127,11 +129,9 @@ impl Holder {
         }
         let (context, record) = (Arc::clone(context), record.clone());
         let id = record.id.clone();
-        let work = move || Ok(context.cgroups.end_start(&record)?);
-        if let Err(error) =
-            lanes::run(lanes::kill(), id.as_str(), "end the start of the pod's scope", work).await
-        {
-            tracing::warn!(error = %error.text(), "the cgroup that the pod's scope began with is left until the pod's end");
+        let work = move || Ok(context.cgroups.remove_starting(&record)?);
+        if let Err(error) = lanes::run(lanes::kill(), id.as_str(), "remove the holder's cgroup", work).await {
+            tracing::warn!(error = %error.text(), "the cgroup of the process that the pod's scope began with is left until the pod's end");
         }
     }
 

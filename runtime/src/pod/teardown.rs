@@ -11,6 +11,7 @@ use crate::{failpoint, lanes, netns};
 use causes::with_causes;
 use model::{ContainerId, NamespaceMode, PodId, PodRecord};
 use network::Released;
+use state::Layout;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,7 +72,7 @@ pub(crate) async fn kill(
             let facts = ExitFacts { code, finished_at: now(), ..ExitFacts::default() };
             exits.insert(leaf.id, (exit::exit_of(&facts, now()), 0));
         }
-        exits.extend(self::exits(&shared, &pod.id));
+        exits.extend(self::exits(&shared.layout, &pod.id)?);
         Ok(exits)
     };
     match lanes::run(lanes::kill(), record.id.as_str(), "read exits", read).await {
@@ -126,26 +127,26 @@ pub(crate) fn pause_leaf(record: &PodRecord) -> Option<String> {
     Some(leaf_path(&parent, &record.id))
 }
 
-/// The exits in a pod's exit files. A damaged file is logged and treated as missing. Blocking.
-pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, ExitReport> {
+/// The exits in a pod's exit files. A file with a wrong content is logged and treated as missing. Blocking.
+///
+/// # Errors
+/// The folder or a file cannot be read, for example because no descriptor is left: there may be exits that nobody else knows.
+pub(crate) fn exits(layout: &Layout, pod: &PodId) -> Result<BTreeMap<ContainerId, ExitReport>, Error> {
     let mut found = BTreeMap::new();
-    let ids = context.layout.exits(pod).unwrap_or_else(|error| {
-        tracing::warn!(%pod, error = %with_causes(&error), "cannot list exit files");
-        Vec::new()
-    });
-    for id in ids {
-        match state::file::read::<ExitFacts>(&context.layout.exit(pod, &id), state::kind::EXIT) {
+    for id in layout.exits(pod)? {
+        match state::file::read::<ExitFacts>(&layout.exit(pod, &id), state::kind::EXIT) {
             Ok(Some(stored)) => {
                 let facts = stored.data;
                 found.insert(id, (exit::exit_of(&facts, now()), facts.started_at));
             }
             Ok(None) => {}
+            Err(error @ state::Error::Io { .. }) => return Err(error.into()),
             Err(error) => {
-                tracing::warn!(%pod, container = %id, error = %with_causes(&error), "cannot read an exit file")
+                tracing::warn!(%pod, container = %id, error = %with_causes(&error), "an exit file is not used");
             }
         }
     }
-    found
+    Ok(found)
 }
 
 /// Runs CNI DEL and removes the pin. A DEL that fails or takes long is no error: the daemon repeats it and removes the pin
@@ -224,9 +225,34 @@ async fn remove_cgroups(
         errors.extend(context.cgroups.remove_all(leaves).into_iter().map(Error::from));
         errors.extend(context.cgroups.remove_pod(&record).err().map(Error::from));
         if errors.is_empty() {
-            scope::leave(&context, &record);
+            scope::wait_for_removal(&context, &record);
         }
         Ok(errors)
     });
     removed.await.unwrap_or_else(|error| vec![error])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_files_that_cannot_be_read_are_not_missing_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("root"), dir.path().join("run")).unwrap();
+        let pod = PodId::from_random([1; 32]);
+        let [good, damaged] = [2, 3].map(|byte| ContainerId::from_random([byte; 32]));
+        assert_eq!(exits(&layout, &pod), Ok(BTreeMap::new()), "there is no folder");
+        std::fs::create_dir_all(layout.exits_dir(&pod)).unwrap();
+        let facts = ExitFacts { code: 3, started_at: 4, finished_at: 5, ..ExitFacts::default() };
+        let path = layout.exit(&pod, &good);
+        state::file::write(&path, state::kind::EXIT, "boot", &facts, false).unwrap();
+        std::fs::write(layout.exit(&pod, &damaged), "{").unwrap();
+        let found = exits(&layout, &pod).unwrap();
+        assert_eq!(found.into_iter().map(|(id, (exit, _))| (id, exit.code)).collect::<Vec<_>>(), [(good, 3)]);
+        // As if no descriptor were left: the folder exists, and cannot be listed.
+        sys::tree::remove_path(&layout.exits_dir(&pod)).unwrap();
+        std::fs::write(layout.exits_dir(&pod), "").unwrap();
+        assert!(exits(&layout, &pod).is_err());
+    }
 }

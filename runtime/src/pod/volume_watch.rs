@@ -12,6 +12,8 @@ use tokio::time::{Instant, timeout};
 const FIRST: Duration = Duration::from_secs(1);
 /// Pause between two looks.
 const AGAIN: Duration = Duration::from_secs(2);
+/// Number of bytes of a volume's path in a worker's name: the kernel keeps 15 bytes.
+const END: usize = 13;
 /// What an operator can do about a volume that takes too long.
 const ADVICE: &str = "the volume's file system may hang: look for its mount, its server and the kernel's log";
 
@@ -87,9 +89,6 @@ fn is_at(name: &[u8], target: &str) -> bool {
         false => end.len() == END && target.as_bytes().ends_with(end),
     }
 }
-
-/// Number of bytes of a volume's path in a worker's name: the kernel keeps 15 bytes.
-const END: usize = 13;
 
 #[cfg(test)]
 mod tests {

@@ -4,18 +4,18 @@ use model::{ContainerRecord, PodRecord, Text};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Of each object: the struct itself, its allocations, and the fields that are not counted one by one.
+/// Bytes for each object: the struct itself, its allocations, and the fields that are not counted one by one.
 const BASE: usize = 2048;
-/// Of each text in a list or table, beside its bytes.
+/// Bytes for each text in a list or table, beside its own.
 const ENTRY: usize = 32;
 
-/// Of a pod's record.
+/// The weight of a pod's record.
 pub(super) fn of_pod(pod: &PodRecord) -> usize {
     let config = &pod.config;
     BASE + table(&config.labels) + table(&config.annotations) + table(&config.sysctls) + pod.message.len()
 }
 
-/// Of a container's record.
+/// The weight of a container's record.
 pub(super) fn of_container(container: &ContainerRecord) -> usize {
     let config = &container.config;
     let envs = config.envs.iter().map(|env| 2 * ENTRY + env.key.len() + env.value.as_bytes().len());
@@ -42,7 +42,7 @@ fn texts(texts: &[Text]) -> usize {
     texts.iter().map(|text| ENTRY + text.as_bytes().len()).sum()
 }
 
-/// Of JSON that this program has made, so its depth is small.
+/// The weight of JSON. This program has made it, so its depth is small.
 fn value(json: &Value) -> usize {
     ENTRY
         + match json {

@@ -141,3 +141,16 @@ fn a_container_that_is_still_to_be_removed_keeps_its_lease() {
     assert_eq!(records.strays.container_dirs, std::slice::from_ref(&torn.id));
     assert_eq!(Known::of(&records).containers, BTreeSet::from([of_good.id, of_lost.id, torn.id]));
 }
+
+/// DEL may have failed while such a pod was stopped. Nothing tears it down again, and one being removed soon has no record.
+#[test]
+fn a_network_may_be_due_of_every_pod_that_is_torn_down() {
+    let disk = Disk::new();
+    let phases = [PodPhase::Ready, PodPhase::Stopping, PodPhase::Stopped, PodPhase::Removing];
+    let pods: Vec<PodRecord> =
+        phases.into_iter().zip(1..).map(|(phase, byte)| PodRecord { phase, ..pod(byte) }).collect();
+    pods.iter().for_each(|record| disk.pod(record, BOOT));
+    let known = Known::of(&disk.read());
+    assert_eq!(known.pods.len(), 4);
+    assert_eq!(known.torn_down, BTreeSet::from([pods[2].id.clone(), pods[3].id.clone()]));
+}

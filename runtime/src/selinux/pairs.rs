@@ -5,7 +5,7 @@ use spec::selinux::{CATEGORIES, Pair, level_of};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Random bytes that one pair may cost.
+/// The random bytes from which a pair is chosen.
 pub(super) type Random = [u8; 32];
 
 /// The pairs that are in use. Clones share them.

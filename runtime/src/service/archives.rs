@@ -26,6 +26,7 @@ const TOLD: Duration = Duration::from_millis(200);
 const SILENCE: Duration = Duration::from_secs(60);
 /// Maximum number of parts of an archive that wait for the disk, or for the client.
 const WAITING: usize = 4;
+/// What happens after the deadline of an import or export.
 const CANCELLED: &str = "what was not complete was undone";
 
 /// Implements `copepod.v1.Images`.

@@ -161,7 +161,7 @@ pub(crate) fn ended_early(ended: Option<WaitIdStatus>) -> Error {
     match ended.map(|ended| (ended.exit_status(), ended.terminating_signal())) {
         Some((Some(code), _)) if code != 0 => Error::internal(text(format!("with code {code}"))),
         Some((_, Some(signal))) => Error::new(ErrorKind::Unavailable, text(format!("by signal {signal}"))),
-        _ => Error::new(ErrorKind::Unavailable, text("without a reason".to_owned())),
+        _ => Error::new(ErrorKind::Unavailable, text("for an unknown reason".to_owned())),
     }
 }
 

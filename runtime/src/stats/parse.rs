@@ -13,12 +13,12 @@ pub(super) fn value_of(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-/// A file with one number. Negative ones (no quota) are `None`.
+/// The number in a file. A negative one (no quota) is `None`.
 pub(super) fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// A file with one number, in which v2 shows no limit as `max`: the largest number.
+/// The number in a file of v2, which has the word `max` where there is no limit: the largest number.
 pub(super) fn number_or_max(text: &str) -> Option<u64> {
     if text.trim() == "max" { Some(u64::MAX) } else { number(text) }
 }

@@ -49,7 +49,7 @@ impl Lines {
     pub(super) fn to_stderr() -> Self {
         let counts = Arc::new(Counts::default());
         let (queue, entries) = channel();
-        let writer = std::thread::Builder::new().name("cpd-log".to_owned()).stack_size(STACK).spawn({
+        let writer = std::thread::Builder::new().name("copepod-log".to_owned()).stack_size(STACK).spawn({
             let counts = Arc::clone(&counts);
             move || write_all(&entries, &counts, io::stderr())
         });

@@ -4,7 +4,8 @@
 //! AUTH EXTERNAL ──► OK ──► BEGIN, Hello, AddMatch, StartTransientUnit ──► its error, or JobRemoved of the scope
 //! ```
 //! Hello and AddMatch are for the message bus only: on systemd's own socket there is no bus, and each connection gets all
-//! signals. The end of the job is known by the unit's name, which no other job has: the name has a part of the pod's random id.
+//! signals. The end of the job is known by the unit's name, which no other job has: it contains a part of the pod's random
+//! id.
 
 use super::message::{Call, Kind, Malformed, Message};
 

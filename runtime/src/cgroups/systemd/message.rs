@@ -23,7 +23,7 @@ impl Writer {
         }
     }
 
-    /// `y`, and the value of `g` and of variants' signatures with [`Self::signature`].
+    /// `y`.
     fn byte(&mut self, value: u8) {
         self.0.push(value);
     }

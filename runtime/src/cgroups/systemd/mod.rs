@@ -73,7 +73,8 @@ fn reach(path: &str, limit: Duration, is_process_1: impl Fn() -> bool) -> Result
 }
 
 /// Makes the scope at `path` with the process `pid`, which is a child of this process, and moves it to
-/// [`names::STARTING`] below. `pod` is the pod's name, for the unit's description. After an error the scope ends with the process.
+/// [`names::STARTING`] below. `pod` is the pod's name, for the unit's description. After an error the scope ends with the
+/// process.
 pub(super) fn create(hierarchy: &Hierarchy, path: &str, pod: &str, pid: u32) -> Result<(), Error> {
     let (above, unit) = path.rsplit_once('/').unwrap_or(("", path));
     let slice = match spec::slice::last(above) {

@@ -1,5 +1,5 @@
-//! What a new container needs from the host beside its image: seccomp filter, AppArmor profile, SELinux labels, device nodes. It is looked up
-//! before anything is created.
+//! What a new container needs from the host beside its image: seccomp filter, AppArmor profile, SELinux labels, device
+//! nodes. It is looked up before anything is created.
 
 use super::super::context::Context;
 use super::super::foreign;

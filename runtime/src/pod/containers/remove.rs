@@ -84,10 +84,15 @@ async fn forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
     }
 }
 
+/// Asks the shim to kill all processes of a container.
+async fn kill(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
+    let kill = Request::Kill { container: id.clone(), signal: 9, all: true };
+    client.done("the kill", kill, SHORT).await
+}
+
 /// Kills a container and asks the shim to remove it from its table.
 pub(crate) async fn kill_and_forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
-    let kill = Request::Kill { container: id.clone(), signal: 9, all: true };
-    match client.done("the kill", kill, SHORT).await {
+    match kill(client, id).await {
         Err(ClientError::Failed(failure)) if failure.kind == ShimErrorKind::NotFound => {}
         done => done?,
     }
@@ -101,9 +106,8 @@ pub(crate) async fn undo_create(
     record: &ContainerRecord,
 ) -> Vec<Error> {
     if let Some(client) = client {
-        let kill = Request::Kill { container: record.id.clone(), signal: 9, all: true };
         // The shim may not have the container.
-        if let Err(error) = client.done("the kill", kill, SHORT).await {
+        if let Err(error) = kill(client, &record.id).await {
             tracing::debug!(container = %record.id, %error, "cannot kill a container whose create is undone");
         }
     }

@@ -1,11 +1,12 @@
 //! The calls that wait for their replies.
 
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::pod::command::{Command, Reply};
 use crate::pod::context::random;
 use crate::pod::exec::Ticket;
 use crate::pod::life::{Answer, Call, Waiter};
 use crate::shims::Client;
+use crate::shims::client::ClientError;
 use model::ContainerId;
 use std::collections::HashMap;
 
@@ -57,7 +58,7 @@ impl Callers {
 
     /// Sends the reply to a caller, which may have gone. `client`: the connection that an exec uses.
     pub(super) fn answer(&mut self, waiter: Waiter, answer: Result<Answer, Error>, client: Option<&Client>) {
-        let odd = |answer| Error::internal(format!("the pod's driver answered {answer:?}"));
+        let odd = |answer| Error::internal(format!("bug in copepod: the reply to another call: {answer:?}"));
         match (self.waiting.remove(&waiter), answer) {
             (None, answer) => tracing::error!(?waiter, ?answer, "bug in copepod: a second reply to a call"),
             (Some(Caller::Unit(reply)), answer) => {
@@ -75,9 +76,7 @@ impl Callers {
             (Some(Caller::Exec(reply)), answer) => {
                 drop(reply.send(answer.and_then(|answer| match (answer, client) {
                     (Answer::MayExec(record), Some(client)) => Ok(Ticket { client: client.clone(), record }),
-                    (Answer::MayExec(_), None) => {
-                        Err(Error::new(ErrorKind::Unavailable, "the connection to the shim was lost"))
-                    }
+                    (Answer::MayExec(_), None) => Err(ClientError::Lost.into()),
                     (answer, _) => Err(odd(answer)),
                 })));
             }

@@ -381,7 +381,7 @@ async fn a_daemon_that_stops_waits_for_records_and_begins_nothing() {
     assert_eq!(rig.phase(&id), ContainerPhase::Exited);
     assert!(rig.orders.try_recv().is_err(), "no job begins while the daemon stops");
     let late = reply(rig.call(Command::StopPod)).await.expect_err("no driver");
-    assert_eq!(late.kind, ErrorKind::NotFound);
+    assert_eq!(late.kind, ErrorKind::Aborted, "the pod is not gone");
 }
 
 #[tokio::test(start_paused = true)]

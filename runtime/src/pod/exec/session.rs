@@ -1,7 +1,7 @@
 //! Exec for a client of the streaming server, which gets the daemon's ends of the pipes, or the terminal: nothing of
 //! what it sends and receives passes through the shim.
 
-use super::{Guard, START, Ticket, pipe, plan};
+use super::{Guard, START, Ticket, null, pipe, plan};
 use crate::error::Error;
 use crate::lanes;
 use crate::pod::context::Context;
@@ -86,7 +86,6 @@ fn prepare(
     if tty {
         return Ok(prepared);
     }
-    let null = || sys::fds::null().map_err(|error| Error::of("open /dev/null", error));
     let theirs = if stdin {
         let (theirs, ours) = pipe()?;
         prepared.stdin = Some(ours);

@@ -79,7 +79,7 @@ pub(crate) enum Call {
     Remove(ContainerId),
     /// ReopenContainerLog.
     ReopenLog(ContainerId),
-    /// ExecSync: whether a process may be started in the container.
+    /// ExecSync, Exec and Attach: whether the container can be used.
     Exec(ContainerId),
     /// UpdateContainerResources. Boxed, because requests are large.
     Update(ContainerId, Box<Update>),
@@ -156,7 +156,7 @@ pub(crate) enum Answer {
     Done,
     /// The container that was created.
     Created(ContainerId),
-    /// A process may be started in this container.
+    /// A process may be started in this container, or its streams used.
     MayExec(Arc<ContainerRecord>),
 }
 

@@ -218,9 +218,18 @@ fn absolute_or_empty(field: &Field<'_>, path: String) -> Result<String> {
 
 /// Labels or annotations; kept unchanged.
 fn map(field: &Field<'_>, map: HashMap<String, String>) -> Result<BTreeMap<String, String>> {
+    map_within(MAX_MAP, field, map)
+}
+
+/// Like [`map`], with another limit in bytes.
+fn map_within(
+    limit: usize,
+    field: &Field<'_>,
+    map: HashMap<String, String>,
+) -> Result<BTreeMap<String, String>> {
     let size: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
-    if size > MAX_MAP {
-        return Err(field.invalid(format_args!("{size} bytes"), format!("must have at most {MAX_MAP} bytes")));
+    if size > limit {
+        return Err(field.invalid(format_args!("{size} bytes"), format!("must have at most {limit} bytes")));
     }
     Ok(map.into_iter().collect())
 }

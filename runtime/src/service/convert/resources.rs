@@ -25,12 +25,7 @@ pub(crate) fn update_container(given: cri::UpdateContainerResourcesRequest) -> R
         annotations,
     } = given;
     let field = Field::root("annotations");
-    let annotations = super::map(&field, annotations)?;
-    let size: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
-    if size > MAX_ANNOTATIONS {
-        let want = format!("must have at most {MAX_ANNOTATIONS} bytes");
-        return Err(field.invalid(format_args!("{size} bytes"), want));
-    }
+    let annotations = super::map_within(MAX_ANNOTATIONS, &field, annotations)?;
     let update = |resources| (container_id.clone(), Update { resources, annotations });
     let checked = of_update(&Field::root("linux"), linux).map(update);
     checked.map_err(|refusal| refusal.about(format_args!("container {container_id:?}")))

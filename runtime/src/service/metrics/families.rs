@@ -120,7 +120,7 @@ families! {
     PROCESSES: Gauge "processes" [] Nothing "Processes in the container.";
     FILE_DESCRIPTORS: Gauge "file_descriptors" [] Nothing "Descriptors that its processes have open.";
     SOCKETS: Gauge "sockets" [] Nothing "Descriptors of sockets that its processes have open.";
-    THREADS: Gauge "threads" [] Nothing "Threads, the first ones of processes among them.";
+    THREADS: Gauge "threads" [] Nothing "Threads, including the main thread of each process.";
     THREADS_MAX: Gauge "threads_max" [] Nothing "Limit of threads; 0 means none.";
     ULIMITS_SOFT: Gauge "ulimits_soft" ["ulimit"] Nothing "Soft limits of the container's first process.";
     OOM_EVENTS: Counter "oom_events_total" [] Nothing

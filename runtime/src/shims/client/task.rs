@@ -16,6 +16,8 @@ use wire::{Event, Message, Reply, Request};
 const MAX_PENDING: usize = 256;
 /// Bytes of one read.
 const READ: usize = 16 * 1024;
+/// Maximum number of received descriptors whose message is not complete yet. One read receives those of one message.
+const MAX_FDS: usize = 2 * wire::MAX_FDS;
 
 /// The reply to a request, with its descriptors.
 pub(super) type Answer = Result<(Reply, Vec<OwnedFd>), ClientError>;
@@ -52,6 +54,9 @@ impl Link {
         };
         match self.stream.try_io(Interest::READABLE, receive) {
             Ok(0) => Err(ClientError::Lost),
+            Ok(_) if self.fds.len() > MAX_FDS => {
+                Err(ClientError::Protocol("it sent more descriptors than its messages have"))
+            }
             Ok(count) => {
                 self.decoder.feed(buffer.get(..count).unwrap_or_default());
                 Ok(())

@@ -3,6 +3,7 @@
 use super::*;
 use crate::shims::fakes::{self, connected, greeting};
 use model::ContainerId;
+use std::os::fd::AsFd as _;
 use wire::{ErrorKind as ShimErrorKind, Failure};
 
 /// For what must happen at once.
@@ -95,4 +96,22 @@ async fn the_exit_of_an_exec_is_not_missed() {
         shim.send(0, Message::Event(Event::ExecExited { exec, code: 3 })).await;
     });
     assert_eq!(timeout(LIMIT, exit.expect("a start").exit).await.expect("in time"), Ok(3));
+}
+
+/// They would use up the daemon's own.
+#[tokio::test]
+async fn descriptors_without_a_message_end_the_connection() {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("sockets");
+    ours.set_nonblocking(true).expect("a socket");
+    let watched = crate::shims::watched(ours, Interest::READABLE | Interest::WRITABLE);
+    let mut link = Link::new(watched.expect("a watched socket"));
+    let mut hello = Vec::new();
+    wire::codec::encode(0, 0, &greeting()[0], &mut hello).expect("a frame");
+    let null = sys::fds::null().expect("/dev/null");
+    let many = [null.as_fd(); wire::MAX_FDS];
+    for byte in hello.iter().take(3) {
+        sys::scm::send_with_fds(theirs.as_fd(), std::slice::from_ref(byte), &many).expect("a write");
+    }
+    let received = timeout(LIMIT, link.next()).await.expect("in time");
+    assert!(matches!(received, Err(ClientError::Protocol(_))), "{received:?}");
 }

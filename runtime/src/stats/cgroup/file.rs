@@ -48,7 +48,7 @@ impl OpenFile {
         .map_err(|source| Failed { file: self.path.clone(), source })
     }
 
-    /// A file with one number, of which `max` is the largest.
+    /// The number in a file. The word `max` is read as the largest one.
     pub(super) fn number(&self) -> Result<u64, Failed> {
         self.read(parse::number_or_max)
     }

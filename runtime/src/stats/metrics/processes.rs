@@ -8,8 +8,8 @@ use std::os::fd::BorrowedFd;
 /// How many processes one call looks at: each costs about 10 µs. A container may start any number, and a node has 32,768
 /// pids unless it is configured for more.
 const MAX_PROCESSES: usize = 16_384;
-/// How many descriptors of one container are examined. Whether a descriptor is a socket only its link says, which costs
-/// about 1 µs.
+/// How many descriptors of one container are examined. Only its link tells whether a descriptor is a socket; to read one
+/// takes about 1 µs.
 const MAX_LINKS: usize = 16_384;
 /// How many descriptors one call examines: those of eight such containers, in 0.15 s.
 const MAX_LINKS_OF_CALL: usize = 8 * MAX_LINKS;
