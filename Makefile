@@ -62,11 +62,12 @@ CARGO_DEB := $(TARGET)/tools/bin/cargo-deb
 # Of the package: the upstream version, and Debian's revision.
 DEB_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)-1
 
-deb: build ## Build the Debian package into target/debian; installs cargo-deb below target; DEB_VERSION=version
+deb: build ## Build the Debian package into target/debian; installs cargo-deb below target; DEB_VERSION=version DEB_MAINTAINER='Name <address>'
 	@[ "$$($(CARGO_DEB) --version 2>/dev/null || true)" = $(CARGO_DEB_VERSION) ] || \
 		cargo install --quiet --locked --root $(TARGET)/tools --no-default-features cargo-deb@$(CARGO_DEB_VERSION)
 	packaging/deb/stage $(BIN) $(TARGET)/release/package
-	$(CARGO_DEB) --no-build --no-strip --no-dbgsym --locked --package runtime --deb-version $(DEB_VERSION) --output $(TARGET)/debian/
+	$(CARGO_DEB) --no-build --no-strip --no-dbgsym --locked --package runtime --deb-version $(DEB_VERSION) \
+		$(if $(DEB_MAINTAINER),--maintainer '$(DEB_MAINTAINER)') --output $(TARGET)/debian/
 
 $(BIN):
 	@mkdir -p $@

@@ -8,6 +8,7 @@
 //! | upgrade, downgrade | a new daemon, the same pods; the administrator's configuration stays |
 //! | restart under load, kill -9, the watchdog | nothing that runs is lost |
 //! | a faulty configuration | the service fails with the reason, and works again once the fault is mended |
+//! | disable and stop | pods run without the daemon, in their cgroups, and are managed again |
 //! | remove, install again | pods run without the daemon and are managed again |
 //! | purge | with pods: their state stays; without: nothing is left |
 
@@ -23,8 +24,11 @@ use anyhow::{Context as _, Result};
 use crate::expect::ensure;
 use crate::isolation::command;
 use crate::wait::secs;
-use machine::{Machine, mode};
+use machine::{LIMIT, Machine, mode};
 use pods::Pods;
+
+/// What the administrator may write for the unit.
+const ENVIRONMENT: &str = "/etc/default/copepod";
 
 /// Two packages of different versions, of the same programs or others.
 #[derive(Debug)]
@@ -74,6 +78,14 @@ async fn steps(machine: &Machine, packages: &Packages<'_>) -> Result<()> {
         Ok(())
     })
     .await?;
+    step("disable and stop with pods", async {
+        command("systemctl", &["disable", "--now", "copepod.service"])?;
+        pods.run_without_daemon().await?;
+        command("systemctl", &["enable", "--now", "copepod.service"])?;
+        machine.answers(LIMIT).await?;
+        pods.are_unharmed().await
+    })
+    .await?;
     step("remove with pods", async {
         command("dpkg", &["--remove", "copepod"])?;
         ensure!(!Path::new("/usr/bin/copepod").exists() && machine.configuration()?.contains("# mine"));
@@ -99,10 +111,16 @@ async fn steps(machine: &Machine, packages: &Packages<'_>) -> Result<()> {
     })
     .await?;
     step("purge", async {
+        std::fs::write(ENVIRONMENT, "HTTPS_PROXY=http://user:secret@proxy.example:3128\n")?;
         machine.purge()?;
-        for left in
-            ["/etc/copepod", "/var/lib/copepod", "/run/copepod", "/usr/libexec/copepod", "/usr/bin/copepod"]
-        {
+        for left in [
+            "/etc/copepod",
+            ENVIRONMENT,
+            "/var/lib/copepod",
+            "/run/copepod",
+            "/usr/libexec/copepod",
+            "/usr/bin/copepod",
+        ] {
             ensure!(!Path::new(left).exists(), "{left} is left");
         }
         ensure!(crate::proc::with_args("copepod-shim").is_empty(), "a shim is left");
@@ -154,7 +172,12 @@ async fn install(machine: &Machine, package: &Path) -> Result<()> {
     }
     // Small machines tell dpkg not to unpack documents (path-exclude), so the package's list is read.
     let files = command("dpkg", &["--listfiles", "copepod"])?;
-    for file in ["man/man8/copepod.8.gz", "man/man8/copepod-config.8.gz", "doc/copepod/copyright"] {
+    for file in [
+        "man/man8/copepod.8.gz",
+        "man/man8/copepod-config.8.gz",
+        "doc/copepod/copyright",
+        "doc/copepod/licences.txt.gz",
+    ] {
         ensure!(
             files.lines().any(|it| it == format!("/usr/share/{file}")),
             "{file} is not in the package: {files}"

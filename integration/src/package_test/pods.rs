@@ -35,6 +35,8 @@ struct Pod {
     pid: u32,
     address: String,
     log: PathBuf,
+    /// The cgroups of its init, as /proc shows them.
+    cgroups: String,
 }
 
 /// The pods, and what they need.
@@ -104,7 +106,8 @@ impl Pods {
         let address = address(&self.cri, &id).await?;
         ensure!(address.is_empty() != own_network, "the address is {address:?}");
         let log = self.cri.container(&container).await?.log_path.into();
-        Ok(Pod { id, container, pid, address, log })
+        let cgroups = cgroups(pid)?;
+        Ok(Pod { id, container, pid, address, log, cgroups })
     }
 
     /// The daemon knows the pods and their processes, which are the ones of the start, and can work with them.
@@ -124,13 +127,18 @@ impl Pods {
         self.write_all_lines().await
     }
 
-    /// Processes run and write their logs although there is no daemon.
+    /// Processes run, with their limits, and write their logs although there is no daemon.
     pub(super) async fn run_without_daemon(&self) -> Result<()> {
         ensure!(self.cri.version().await.is_err(), "a daemon answers");
         for pod in &self.running {
             ensure!(proc::alive(pod.pid), "init of {} has ended", pod.container);
         }
-        self.write_all_lines().await
+        self.write_all_lines().await?;
+        for pod in &self.running {
+            let found = cgroups(pod.pid)?;
+            ensure!(found == pod.cgroups, "the cgroups were\n{}and are\n{found}", pod.cgroups);
+        }
+        Ok(())
     }
 
     /// Each log has the lines 1 to n, without a gap, and grows.
@@ -209,6 +217,11 @@ impl Pods {
     ) -> Result<T> {
         wait::until(what, super::machine::LIMIT, || async { Ok(Some(call().await?)) }).await
     }
+}
+
+/// The cgroups of a process.
+fn cgroups(pid: u32) -> Result<String> {
+    std::fs::read_to_string(format!("/proc/{pid}/cgroup")).context("the cgroups of init")
 }
 
 /// Number of shims on the machine.

@@ -11,6 +11,7 @@ use super::mounts::{PRIVATE, SHARED, SLAVE, privileged, tmpfs, unmount};
 use crate::context::Context;
 use crate::expect::{ensure, file_has};
 use crate::fixture::Fixture;
+use crate::isolation::command;
 use crate::repeat::Repeat;
 use crate::runner::{Test, test};
 use crate::shapes::ContainerExt as _;
@@ -19,6 +20,7 @@ pub(super) fn tests() -> Vec<Test> {
     vec![
         test!(token_below_the_hosts_run),
         test!(mounts_of_the_host_come_in),
+        test!(termination_log_on_a_dev_of_the_host),
         test!(on_a_mount_below_it_is_refused),
         test!(while_the_host_mounts_on_it).limit(120),
     ]
@@ -133,6 +135,48 @@ async fn mounts_of_the_host_come_in(cx: Context) -> Result<()> {
     }
     .await;
     cleaned(&run, looked)
+}
+
+/// kubelet mounts a file at /dev/termination-log into every container. Debian's runc leaves it mounted on the host, over the
+/// end of the container, if /dev is Bidirectional. What is mounted below /dev is the host's in any case, /dev/shm too: so it
+/// is with runc.
+async fn termination_log_on_a_dev_of_the_host(cx: Context) -> Result<()> {
+    // It stands for the host's /dev, where this test would leave a file.
+    let dev = cx.volume("dev")?;
+    let log = cx.volume("log")?.join("message");
+    tmpfs(&dev)?;
+    tmpfs(&dev.join("shm"))?;
+    fs::write(dev.join("shm/file"), "the host's")?;
+    command("mknod", &[&dev.join("null").display().to_string(), "c", "1", "3"])?;
+    let looked = async {
+        let pod = privileged(&cx).await?;
+        let before = mounted_below(&dev)?;
+        for (name, propagation) in [("private", PRIVATE), ("slave", SLAVE), ("shared", SHARED)] {
+            fs::write(&log, "")?;
+            let config = cx.sleeper(name).privileged().mount(&dev, "/dev", false, propagation).mount(
+                &log,
+                "/dev/termination-log",
+                false,
+                PRIVATE,
+            );
+            let id = cx.start(&pod, &config).await.with_context(|| name.to_owned())?;
+            let script = "echo last words > /dev/termination-log; echo x > /dev/null; cat /dev/shm/file";
+            cx.prints(&id, script, "the host's").await.with_context(|| name.to_owned())?;
+            file_has(&log, "last words\n").with_context(|| name.to_owned())?;
+            file_has(&dev.join("termination-log"), "").context("the mount point on the host")?;
+            let during = mounted_below(&dev)?;
+            cx.cri.stop(&id, 0).await?;
+            cx.cri.remove(&id).await?;
+            let after = mounted_below(&dev)?;
+            ensure!(
+                during == before && after == before,
+                "{name}: the host has mounted {before:?}, then {during:?}, and at the end {after:?}"
+            );
+        }
+        Ok(())
+    }
+    .await;
+    cleaned(&dev, looked)
 }
 
 /// A volume may not lie on a mount below the Bidirectional volume: only the volume's top mount is kept apart from the

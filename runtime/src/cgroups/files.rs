@@ -26,7 +26,7 @@ pub(super) fn of_write(
             field: write.field.clone(),
             value: write.value.clone(),
             reason: format!(
-                "this host has no cgroup {version} controller {} with {}",
+                "this host has no cgroup {version} controller {} with {}, or it is not enabled for this cgroup",
                 write.controller, write.file
             ),
             path: file.unwrap_or_else(|| PathBuf::from(path)),

@@ -19,6 +19,43 @@ const ENABLED: &str = "cgroup.subtree_control";
 /// The controllers that can be.
 const AVAILABLE: &str = "cgroup.controllers";
 
+/// The controllers of a leaf.
+#[derive(Debug)]
+struct Wanted<'a> {
+    /// Those to enable for it, where the host has them.
+    names: Vec<&'a str>,
+    /// Its limits. A controller of one that is not optional must be enabled.
+    writes: &'a [Write],
+}
+
+impl<'a> Wanted<'a> {
+    fn new(hierarchy: &Hierarchy, writes: &'a [Write]) -> Self {
+        let mut names: Vec<&str> = CONTROLLERS.into_iter().filter(|name| hierarchy.has(name)).collect();
+        for Write { controller, .. } in writes {
+            if hierarchy.is_kernels(controller) && !names.contains(&controller.as_str()) {
+                names.push(controller);
+            }
+        }
+        Self { names, writes }
+    }
+
+    /// Those that are not enabled.
+    fn missing<'b>(&'b self, enabled: &'b str) -> impl Iterator<Item = &'a str> + 'b {
+        self.names.iter().copied().filter(move |name| !has(enabled, name))
+    }
+
+    /// The field of a limit that cannot be set without this controller.
+    fn needing(&self, name: &str) -> Option<&'a str> {
+        let needs = |write: &&Write| write.controller == name && !write.optional;
+        self.writes.iter().find(needs).map(|write| write.field.as_str())
+    }
+}
+
+/// Whether a list of controllers, as the kernel shows it, has this one.
+fn has(list: &str, name: &str) -> bool {
+    list.split_ascii_whitespace().any(|listed| listed == name)
+}
+
 /// Creates the folder of a leaf, after the controllers that it needs are enabled on every level above it. Normally they
 /// are: kubelet enables them down to the pod's parent, and the pod's first leaf below that.
 pub(super) fn make(
@@ -27,16 +64,12 @@ pub(super) fn make(
     path: &str,
     writes: &[Write],
 ) -> Result<PathBuf, Error> {
-    let mut wanted: Vec<&str> = CONTROLLERS.into_iter().filter(|name| hierarchy.has(name)).collect();
-    for Write { controller, .. } in writes {
-        if hierarchy.is_kernels(controller) && !wanted.contains(&controller.as_str()) {
-            wanted.push(controller);
-        }
-    }
+    let wanted = Wanted::new(hierarchy, writes);
     let above = hierarchy.folder(parent);
     let enabled = read(&above.join(ENABLED));
-    if !enabled.is_ok_and(|enabled| missing(&enabled, &wanted).next().is_none()) {
-        enable(hierarchy.mount(), &wanted)?;
+    if !enabled.is_ok_and(|enabled| wanted.missing(&enabled).next().is_none()) {
+        let enable = |folder: &Path| enable(folder, &wanted, put);
+        enable(hierarchy.mount())?;
         // Only systemd makes scopes: a folder that we made in the place of an ended one would never be removed.
         let of_ours = if names::is_scope(parent) {
             parent.rsplit_once('/').map_or("", |(slice, _)| slice)
@@ -46,9 +79,9 @@ pub(super) fn make(
         if of_ours != parent && !above.is_dir() {
             return Err(Error::NoScope { path: parent.to_owned() });
         }
-        levels::ensure(hierarchy, of_ours, |folder| enable(folder, &wanted))?;
+        levels::ensure(hierarchy, of_ours, enable)?;
         if of_ours != parent {
-            enable(&above, &wanted)?;
+            enable(&above)?;
         }
     }
     let folder = hierarchy.folder(path);
@@ -56,32 +89,50 @@ pub(super) fn make(
     Ok(folder)
 }
 
-fn missing<'a>(enabled: &'a str, wanted: &'a [&'a str]) -> impl Iterator<Item = &'a &'a str> {
-    wanted.iter().filter(|name| !enabled.split_ascii_whitespace().any(|enabled| enabled == **name))
-}
-
-/// Enables controllers for the cgroups below a folder, as far as they are available in it. A limit of one that is not
-/// fails later, with its field.
-fn enable(folder: &Path, wanted: &[&str]) -> Result<(), Error> {
+/// Enables controllers for the cgroups below a folder with `put`, as far as they are available in it. If the kernel refuses
+/// one that no limit needs, the leaf is made without it.
+fn enable(
+    folder: &Path,
+    wanted: &Wanted<'_>,
+    put: impl Fn(&Path, &str) -> io::Result<()>,
+) -> Result<(), Error> {
     let file = folder.join(ENABLED);
     let enabled = read(&file)?;
-    if missing(&enabled, wanted).next().is_none() {
+    if wanted.missing(&enabled).next().is_none() {
         return Ok(());
     }
     let available = read(&folder.join(AVAILABLE))?;
-    let is_available = |name: &&&str| available.split_ascii_whitespace().any(|available| available == **name);
-    let more: Vec<String> =
-        missing(&enabled, wanted).filter(is_available).map(|name| format!("+{name}")).collect();
+    let more: Vec<&str> = wanted.missing(&enabled).filter(|name| has(&available, name)).collect();
     if more.is_empty() {
         return Ok(());
     }
-    put(&file, &more.join(" ")).map_err(|source| not_enabled(folder, &more.join(" "), source))
+    let all: Vec<String> = more.iter().map(|name| format!("+{name}")).collect();
+    let all = all.join(" ");
+    match put(&file, &all) {
+        Ok(()) => return Ok(()),
+        // The folder is refused, not a controller. One by one the kernel would enable some, and make the folder threaded:
+        // then no process could join the leaf (Documentation/admin-guide/cgroup-v2.rst, "Threads").
+        Err(source) if matches!(Errno::from_io_error(&source), Some(Errno::BUSY | Errno::OPNOTSUPP)) => {
+            return Err(not_enabled(folder, &all, &source, None));
+        }
+        Err(_) => {}
+    }
+    // The kernel enables all controllers of one write, or none.
+    for name in more {
+        let Err(source) = put(&file, &format!("+{name}")) else { continue };
+        let refused = not_enabled(folder, &format!("+{name}"), &source, wanted.needing(name));
+        if wanted.needing(name).is_some() {
+            return Err(refused);
+        }
+        tracing::warn!(error = %refused, "no limit of this cgroup needs the controller, so it is left out");
+    }
+    Ok(())
 }
 
-/// Why controllers cannot be enabled, and what to do.
-fn not_enabled(folder: &Path, controllers: &str, source: io::Error) -> Error {
+/// Why controllers cannot be enabled, and what to do. `field`: the limit that needs them.
+fn not_enabled(folder: &Path, controllers: &str, source: &io::Error, field: Option<&str>) -> Error {
     let kind = read(&folder.join("cgroup.type")).unwrap_or_default();
-    let reason = match (Errno::from_io_error(&source), kind.as_str()) {
+    let reason = match (Errno::from_io_error(source), kind.as_str()) {
         (_, "threaded" | "domain threaded" | "domain invalid") => format!(
             "its type is \"{kind}\", and below a threaded cgroup no container can have limits: choose another \
              cgroup_parent, or remove the threaded cgroup"
@@ -89,11 +140,15 @@ fn not_enabled(folder: &Path, controllers: &str, source: io::Error) -> Error {
         (Some(Errno::BUSY), _) => "it has processes of its own, so the kernel allows no limits below it: move its \
              processes (cgroup.procs) to a cgroup below it, or choose another cgroup_parent"
             .to_owned(),
-        (Some(Errno::INVAL), _) if controllers.contains("cpu") => "the controller cpu cannot be enabled while \
+        (Some(Errno::INVAL), _) if has(controllers, "+cpu") => "the controller cpu cannot be enabled while \
              processes with a realtime policy are in cgroups other than the root: `ps -eo pid,cls,cgroup,args` shows \
              them (cls RR or FF)"
             .to_owned(),
-        _ => source.to_string(),
+        _ => format!("{source}; `dmesg` may have the kernel's reason"),
+    };
+    let reason = match field {
+        Some(field) => format!("{reason}. {field} needs it"),
+        None => reason,
     };
     Error::Controllers { path: folder.to_owned(), controllers: controllers.to_owned(), reason }
 }
@@ -149,25 +204,79 @@ fn reclaim(limit: &Path, value: &str) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    /// A write to a file of this controller.
+    fn write(controller: &str, optional: bool) -> Write {
+        Write {
+            controller: controller.to_owned(),
+            file: format!("{controller}.max"),
+            value: "1".to_owned(),
+            field: format!("field_of_{controller}"),
+            optional,
+        }
+    }
+
+    /// A folder in which these controllers are available and enabled.
+    fn folder(available: &str, enabled: &str) -> tempfile::TempDir {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join(AVAILABLE), available).unwrap();
+        fs::write(temp.path().join(ENABLED), enabled).unwrap();
+        temp
+    }
+
     #[test]
     fn only_what_is_missing_is_enabled() {
-        let temp = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| fs::write(temp.path().join(name), text).unwrap();
+        let temp = folder("cpuset cpu io memory pids\n", "memory pids\n");
         let enabled = || read(&temp.path().join(ENABLED)).unwrap();
-        write(AVAILABLE, "cpuset cpu io memory pids\n");
-        write(ENABLED, "memory pids\n");
-        enable(temp.path(), &["memory", "pids"]).unwrap();
+        let enable = |names| enable(temp.path(), &Wanted { names, writes: &[] }, put).unwrap();
+        enable(vec!["memory", "pids"]);
         assert_eq!(enabled(), "memory pids");
-        enable(temp.path(), &["cpu", "hugetlb", "memory", "cpuset"]).unwrap();
+        enable(vec!["cpu", "hugetlb", "memory", "cpuset"]);
         assert!(enabled().contains("+cpu +cpuset") && !enabled().contains("hugetlb"), "{}", enabled());
+    }
+
+    /// What is written to a folder that refuses the controller cpu with this error, and how it ends.
+    fn refusing_cpu(errno: Errno, writes: &[Write]) -> (Vec<String>, Result<(), Error>) {
+        let temp = folder("cpu io memory\n", "\n");
+        let written = std::cell::RefCell::new(Vec::new());
+        let put = |_: &Path, text: &str| {
+            written.borrow_mut().push(text.to_owned());
+            if has(text, "+cpu") { Err(errno.into()) } else { Ok(()) }
+        };
+        let outcome = enable(temp.path(), &Wanted { names: vec!["cpu", "io", "memory"], writes }, put);
+        (written.into_inner(), outcome)
+    }
+
+    #[test]
+    fn a_refused_controller_fails_only_limits_that_need_it() {
+        let one_by_one = ["+cpu +io +memory", "+cpu", "+io", "+memory"];
+        let (written, outcome) = refusing_cpu(Errno::INVAL, &[write("cpu", true), write("memory", false)]);
+        outcome.unwrap();
+        assert_eq!(written, one_by_one);
+        let (_, outcome) = refusing_cpu(Errno::INVAL, &[write("cpu", false)]);
+        let text = outcome.unwrap_err().to_string();
+        for part in ["enable +cpu for", "realtime policy", "field_of_cpu needs it"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    /// Else the kernel makes it threaded, and no process can join a cgroup below.
+    #[test]
+    fn a_folder_with_processes_gets_no_single_controllers() {
+        for errno in [Errno::BUSY, Errno::OPNOTSUPP] {
+            let (written, outcome) = refusing_cpu(errno, &[]);
+            assert_eq!(written, ["+cpu +io +memory"]);
+            outcome.unwrap_err();
+        }
     }
 
     #[test]
     fn errors_say_what_to_do() {
         let temp = tempfile::tempdir().unwrap();
-        let text = |errno: Errno| not_enabled(temp.path(), "+cpu", errno.into()).to_string();
+        let text = |errno: Errno| not_enabled(temp.path(), "+cpu", &errno.into(), None).to_string();
         assert!(text(Errno::BUSY).contains("processes of its own"), "{}", text(Errno::BUSY));
         assert!(text(Errno::INVAL).contains("realtime"));
+        let cpuset = not_enabled(temp.path(), "+cpuset", &Errno::INVAL.into(), None).to_string();
+        assert!(!cpuset.contains("realtime") && cpuset.contains("Invalid argument"), "{cpuset}");
         fs::write(temp.path().join("cgroup.type"), "domain invalid\n").unwrap();
         assert!(text(Errno::OPNOTSUPP).contains("\"domain invalid\""));
     }

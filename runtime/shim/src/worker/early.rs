@@ -10,7 +10,7 @@ use wire::{MountKind, MountPlan};
 use super::images::Images;
 use super::mounts::{self, Mount};
 use super::nested::{self, Nested};
-use super::placement::{Place, is_late, is_shared};
+use super::placement::{Place, is_shared, takes_volumes};
 use super::scratch::Scratch;
 use super::stage::{Step, internal, invalid, show_volume};
 use super::tree::{self, Root};
@@ -73,9 +73,9 @@ pub(super) fn attach(
         for mount in mounts.iter_mut().inspect(|mount| show_volume(&mount.plan.target)) {
             attached.push(match mount.place {
                 Place::Staged(index) => {
-                    // A mount on a volume at or below /dev, /proc or /sys is late as well, or `split` has refused it.
+                    // `split` has refused volumes on the others.
                     if is_shared(&mount.plan)
-                        && !is_late(&mount.plan.target)
+                        && takes_volumes(&mount.plan.target)
                         && let Some(place) = resolved(root, mount)?
                     {
                         shared.add(&mount.plan.target, place)?;

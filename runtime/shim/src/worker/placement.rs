@@ -17,8 +17,11 @@
 //!   devpts, cgroups), and those below another late one.
 //! - Staged are late ones that receive mounts from the host: they must be attached while the host's mount table is
 //!   watched. A mount that is moved receives them all the time.
+//! - A volume on a Bidirectional one at /dev is the worker's too.
 //! - Bidirectional volumes are staged and come last, because a mount on one appears on the host. All their targets are
 //!   opened before the first is attached, and nothing but [`nested`] ones is mounted after them.
+
+use std::path::Path;
 
 use model::Propagation;
 use wire::{ContainerPlan, Failure, MountKind, MountPlan};
@@ -27,7 +30,9 @@ use super::stage::{Step, invalid};
 use super::{nested, tree, volumes};
 
 /// Paths whose mounts init attaches.
-const LATE: [&str; 3] = ["/dev", "/proc", "/sys"];
+const LATE: [&str; 3] = [DEV, "/proc", "/sys"];
+/// The container's /dev, or a volume in its place. kubelet mounts a file for the termination message on it.
+const DEV: &str = "/dev";
 /// Names below /proc that refer to a process, in addition to pids.
 const OF_PROCESSES: [&str; 2] = ["self", "thread-self"];
 
@@ -51,13 +56,25 @@ pub(super) struct Split {
 }
 
 /// Whether it is at or below a path of [`LATE`].
-pub(super) fn is_late(target: &str) -> bool {
+fn is_late(target: &str) -> bool {
     LATE.into_iter().any(|top| tree::is_at_or_below(target, top))
 }
 
 /// Whether mounts on it appear on the host.
 pub(super) fn is_shared(plan: &MountPlan) -> bool {
     matches!(&plan.kind, MountKind::Bind { propagation: Propagation::Bidirectional, .. })
+}
+
+/// Whether volumes can lie on a Bidirectional volume at this path. Not at or below /proc and /sys, and below /dev: the worker
+/// does not see what the path leads to, because init mounts there first.
+pub(super) fn takes_volumes(target: &str) -> bool {
+    !is_late(target) || Path::new(target) == Path::new(DEV)
+}
+
+/// Whether it is a volume that can be attached on a private copy of the Bidirectional volume at `above`.
+fn is_nested(mount: &MountPlan, above: &str) -> bool {
+    let is_volume = matches!(mount.kind, MountKind::Bind { .. } | MountKind::Image { .. });
+    is_volume && !is_shared(mount) && takes_volumes(above)
 }
 
 /// Sorts mounts and refuses those that cannot be attached.
@@ -80,15 +97,15 @@ pub(super) fn split(plan: &ContainerPlan) -> Step<Split> {
         let below = |top: &str| tree::is_at_or_below(target, top);
         let late = of_namespace || is_late(target) || split.init.iter().any(|(_, m)| below(&m.target));
         let bidirectional = is_shared(mount);
-        if let Some(above) = shared.iter().find(|above| tree::is_at_or_below(target, above))
-            && (late || bidirectional)
-        {
+        let above = shared.iter().find(|above| tree::is_at_or_below(target, above));
+        let nests = above.is_some_and(|above| is_nested(mount, above));
+        if let Some(above) = above.filter(|_| !nests && (late || bidirectional)) {
             return Err(nested::on_shared(&stage, above));
         }
         if bidirectional {
             shared.push(target);
         }
-        let place = match (late || bidirectional, volumes::propagates(mount)) {
+        let place = match ((late && !nests) || bidirectional, volumes::propagates(mount)) {
             (false, _) => Place::Early,
             (true, false) => Place::Late,
             // Init could not move it: the kernel has locked it.
@@ -132,4 +149,59 @@ fn refuse_processes(mount: &MountPlan) -> Step<()> {
         return Err(invalid(&stage, "nothing can be mounted on a process's own folder in /proc"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bind(target: &str, propagation: Propagation) -> MountPlan {
+        MountPlan::new(target, MountKind::Bind { source: "/x".to_owned(), propagation })
+    }
+
+    /// Where these mounts are attached, by the worker and by init.
+    fn places(mounts: Vec<MountPlan>) -> Step<[Vec<(String, Place)>; 2]> {
+        let mut plan: ContainerPlan = serde_json::from_value(serde_json::json!({
+            "id": "ab".repeat(32), "pod": "cd".repeat(32), "namespaces": {}, "rootfs": {}, "mounts": [],
+            "devices": [], "masked_paths": [], "readonly_paths": [], "user": {}, "process": {}, "cgroup": {},
+            "privileged": false,
+        }))
+        .unwrap();
+        plan.mounts = mounts;
+        let Split { worker, init } = split(&plan)?;
+        let named =
+            |all: Vec<(Place, MountPlan)>| all.into_iter().map(|(place, it)| (it.target, place)).collect();
+        Ok([worker, init].map(named))
+    }
+
+    #[test]
+    fn volumes_on_a_bidirectional_dev_are_the_workers() {
+        let dev = || bind("/dev", Propagation::Bidirectional);
+        for propagation in [Propagation::Private, Propagation::HostToContainer] {
+            let [worker, init] = places(vec![dev(), bind("/dev/termination-log", propagation)]).unwrap();
+            let staged = ("/dev".to_owned(), Place::Staged(1));
+            assert_eq!(worker, [staged.clone(), ("/dev/termination-log".to_owned(), Place::Early)]);
+            assert_eq!(init, [staged]);
+        }
+        for other in [
+            bind("/dev/x", Propagation::Bidirectional),
+            MountPlan::new("/dev/pts", MountKind::Devpts),
+            MountPlan::new("/dev/mqueue", MountKind::Mqueue),
+        ] {
+            places(vec![dev(), other]).unwrap_err();
+        }
+        for (above, below) in [("/sys", "/sys/x"), ("/dev/x", "/dev/x/y")] {
+            let mounts = vec![bind(above, Propagation::Bidirectional), bind(below, Propagation::Private)];
+            places(mounts).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn volumes_on_other_mounts_at_dev_are_inits() {
+        for propagation in [Propagation::Private, Propagation::HostToContainer] {
+            let [_, init] =
+                places(vec![bind("/dev", propagation), bind("/dev/x", Propagation::Private)]).unwrap();
+            assert_eq!(init.last(), Some(&("/dev/x".to_owned(), Place::Late)));
+        }
+    }
 }

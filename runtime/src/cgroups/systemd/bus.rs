@@ -4,6 +4,7 @@ use super::exchange::{Exchange, Failed, Next, Peer, Scope};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fmt, thread};
 
@@ -15,6 +16,8 @@ pub(super) const PRIVATE: &str = "/run/systemd/private";
 const QUIET: Duration = Duration::from_millis(500);
 /// Pause between two rounds of attempts, and between two checks of a scope that an earlier connection has requested.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long the bus is asked last after it has not answered.
+const DISTRUST: Duration = Duration::from_secs(60);
 /// Bytes of one read.
 const READ: usize = 16 * 1024;
 
@@ -42,18 +45,40 @@ enum Ended {
     Failed(#[from] Failed),
 }
 
+/// Whether the bus has lately let a call wait for its whole time, as one does that hangs. Then systemd's own socket is tried
+/// first, so that not every pod waits for the bus.
+#[derive(Debug, Default)]
+struct Silence(Mutex<Option<Instant>>);
+
+static SILENCE: Silence = Silence(Mutex::new(None));
+
+impl Silence {
+    fn begin(&self, now: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+
+    fn lasts(&self, now: Instant) -> bool {
+        let begun = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.is_some_and(|begun| now.saturating_duration_since(begun) < DISTRUST)
+    }
+}
+
 /// Makes a scope. `exists` tells whether its process is in it, which decides where an answer is lost.
 pub(super) fn make(scope: &Scope, limit: Duration, exists: &dyn Fn() -> bool) -> Result<(), Error> {
-    make_by(scope, limit, exists, [(Peer::Bus, BUS), (Peer::Systemd, PRIVATE)])
+    make_by(scope, limit, exists, [(Peer::Bus, BUS), (Peer::Systemd, PRIVATE)], &SILENCE)
 }
 
 fn make_by(
     scope: &Scope,
     limit: Duration,
     exists: &dyn Fn() -> bool,
-    ways: [(Peer, &str); 2],
+    mut ways: [(Peer, &str); 2],
+    silence: &Silence,
 ) -> Result<(), Error> {
     let begun = Instant::now();
+    if silence.lasts(begun) {
+        ways.reverse();
+    }
     let mut asked = false;
     let tried = loop {
         let mut tried = Vec::new();
@@ -66,7 +91,12 @@ fn make_by(
                     return wait_for(until, exists).ok_or(Error::Refused(failed));
                 }
                 Err(Ended::Failed(failed)) if failed.is_systemds() => return Err(Error::Refused(failed)),
-                Err(ended) => tried.push(format!("{path}: {ended}")),
+                Err(ended) => {
+                    if peer == Peer::Bus && matches!(ended, Ended::Late) {
+                        silence.begin(Instant::now());
+                    }
+                    tried.push(format!("{path}: {ended}"));
+                }
             }
             asked = true;
         }

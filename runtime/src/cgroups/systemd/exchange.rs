@@ -178,6 +178,12 @@ impl Exchange {
                 all.property("CollectMode", "s", |value| value.text("inactive-or-failed"));
                 // As with runc: a pod does not take part in the order of a shutdown.
                 all.property("DefaultDependencies", "b", |value| value.bool(false));
+                // Protection (cgroup v2, Memory) reaches a container only as far as each level above it is protected, unless
+                // the hierarchy is mounted with memory_recursiveprot. kubelet protects the pod's slice and the container:
+                // the scope between them must pass on all that the slice has.
+                for file in ["MemoryMin", "MemoryLow"] {
+                    all.property(file, "t", |value| value.u64(u64::MAX));
+                }
                 // DefaultTasksMax= is for units that nobody has limited, and the pod's slice has kubelet's limit.
                 all.property("TasksMax", "t", |value| value.u64(u64::MAX));
             });

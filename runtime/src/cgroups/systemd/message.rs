@@ -7,6 +7,9 @@ pub(super) const MAX: usize = 1 << 20;
 /// Bytes before the header's fields.
 const FIXED: usize = 16;
 
+/// Flag of a call: if the destination is not on the bus, the bus says so at once, and does not wait for it to be started.
+const NO_AUTO_START: u8 = 2;
+
 /// What is not a message that this client understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the bus sent what is not a D-Bus message: {0}")]
@@ -108,8 +111,8 @@ impl Call<'_> {
         let mut body = Writer::default();
         arguments(&mut body);
         let mut message = Writer::default();
-        // A call, without flags, of version 1.
-        message.0.extend([b'l', 1, 0, 1]);
+        // A call of version 1.
+        message.0.extend([b'l', 1, NO_AUTO_START, 1]);
         message.u32(length(body.0.len()));
         message.u32(self.serial);
         let texts = [
@@ -340,7 +343,7 @@ pub(super) mod tests {
     fn a_call_has_the_bytes_of_the_specification() {
         let bytes = call();
         // Endianness, method call, flags, version; 20 bytes of arguments; the serial.
-        assert_eq!(bytes[..12], [b'l', 1, 0, 1, 20, 0, 0, 0, 7, 0, 0, 0]);
+        assert_eq!(bytes[..12], [b'l', 1, NO_AUTO_START, 1, 20, 0, 0, 0, 7, 0, 0, 0]);
         assert_eq!(bytes[16..28], [1, 1, b'o', 0, 2, 0, 0, 0, b'/', b'a', 0, 0]);
         let body = &bytes[bytes.len() - 20..];
         assert_eq!(body, [3, 0, 0, 0, b'x', b'y', b'z', 0, 8, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0]);

@@ -71,7 +71,8 @@ fn make_with(answers: [Option<Vec<u8>>; 2], exists: &dyn Fn() -> bool) -> Result
     let servers: Vec<_> =
         paths.iter().zip(answers).filter_map(|(path, answer)| Some(serve(path, answer?))).collect();
     let [bus, private] = paths.each_ref().map(|path| path.to_str().unwrap());
-    let made = make_by(&scope(), limit, exists, [(Peer::Bus, bus), (Peer::Systemd, private)]);
+    let ways = [(Peer::Bus, bus), (Peer::Systemd, private)];
+    let made = make_by(&scope(), limit, exists, ways, &Silence::default());
     servers.into_iter().for_each(|server| server.join().unwrap());
     made
 }
@@ -102,4 +103,25 @@ fn what_systemd_refuses_is_not_asked_again() {
     let refused = |answer: Vec<u8>| make_with([Some(answer), None], &|| false).unwrap_err();
     assert!(matches!(refused(done("failed")), Error::Refused(Failed::Job { .. })));
     assert!(matches!(refused(exists_already()), Error::Refused(Failed::Refused { .. })));
+}
+
+#[test]
+fn a_silent_bus_is_asked_last_for_a_while() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["bus", "private"].map(|name| folder.path().join(name));
+    let [bus, private] = paths.each_ref().map(|path| path.to_str().unwrap());
+    // The kernel takes the connection, and nobody reads from it.
+    let silent = UnixListener::bind(&paths[0]).unwrap();
+    let silence = Silence::default();
+    let ways = [(Peer::Bus, bus), (Peer::Systemd, private)];
+    let make = |limit| make_by(&scope(), limit, &|| false, ways, &silence);
+    assert!(make(Duration::from_millis(30)).is_err());
+    let now = Instant::now();
+    assert!(silence.lasts(now) && !silence.lasts(now + DISTRUST));
+    silent.set_nonblocking(true).unwrap();
+    while silent.accept().is_ok() {}
+    let systemd = serve(&paths[1], done("done"));
+    make(LIMIT).unwrap();
+    systemd.join().unwrap();
+    assert!(silent.accept().is_err(), "the bus was asked");
 }

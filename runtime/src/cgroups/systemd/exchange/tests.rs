@@ -72,7 +72,15 @@ fn the_bus_is_greeted_and_systemd_is_not() {
     let (_, bytes) = authenticated(Peer::Systemd);
     assert_eq!(members(&bytes), ["StartTransientUnit"]);
     let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
-    for text in ["copepod-00ff.scope", "kubepods-pod1.slice", "Delegate", "inactive-or-failed", "TasksMax"] {
+    for text in [
+        "copepod-00ff.scope",
+        "kubepods-pod1.slice",
+        "Delegate",
+        "inactive-or-failed",
+        "TasksMax",
+        "MemoryMin",
+        "MemoryLow",
+    ] {
         assert!(has(text), "{text}");
     }
     assert!(!has("DevicePolicy"));
