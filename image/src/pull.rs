@@ -24,8 +24,8 @@ use tokio::sync::mpsc;
 
 /// Maximum number of received parts that wait for the unpacking thread, of 64 KiB, or at most twice as much.
 const WAITING: usize = 16;
-/// Maximum number of layers in an image. overlayfs supports 500; registries and builders allow 127.
-const MAX_LAYERS: usize = 128;
+/// Maximum number of layers in an image: as many as an overlay can have. Docker's builder stops at 127, BuildKit does not.
+const MAX_LAYERS: usize = 500;
 /// Maximum size of a layer's archive after decompression, in bytes.
 const MAX_LAYER_BYTES: u64 = 64 << 30;
 /// Maximum number of entries in a layer, and of files and folders that it creates.

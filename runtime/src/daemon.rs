@@ -30,6 +30,8 @@ const WORKERS: usize = 2;
 const BLOCKING: usize = 1;
 /// Arenas of the C library's allocator, one per worker thread.
 const ARENAS: i32 = 2;
+/// Modes that new files and folders do not get, whatever the unit or the shell has.
+const UMASK: u32 = 0o022;
 /// Stack size of a worker in bytes. Futures live on the heap, and glibc's 8 MiB would only use address space.
 /// (Frames of unoptimised builds are several times as large.)
 const STACK: usize = if cfg!(debug_assertions) { 4 << 20 } else { 512 * 1024 };
@@ -88,6 +90,9 @@ pub enum Error {
 pub(crate) fn run(config: Config, arguments: Arguments) -> Result<(), Error> {
     // Before the first thread is started, which is that of the log.
     sys::malloc::limit_arenas(ARENAS);
+    sys::signal::undo_inherited();
+    // This process makes folders that containers see, as their root: a stricter umask would keep other users out of them.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
     telemetry::init(config.log)?;
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

@@ -1,7 +1,7 @@
 //! The pod's files that its containers see below /etc. Blocking.
 
 use crate::error::Error;
-use model::{NamespaceMode, PodRecord, SelinuxLabels};
+use model::{Dns, NamespaceMode, PodRecord, SelinuxLabels};
 use spec::PodFiles;
 use state::{Layout, file};
 use std::io::Read as _;
@@ -40,9 +40,10 @@ fn hostname<'a>(pod: &'a PodRecord, node_name: &'a str) -> &'a str {
     if pod.config.hostname.is_empty() { node_name } else { &pod.config.hostname }
 }
 
-/// From the request if it sets DNS, otherwise a copy of the host's.
+/// From the request if it sets anything, otherwise a copy of the host's.
 fn resolv_conf(pod: &PodRecord) -> Result<Vec<u8>, Error> {
-    let Some(dns) = &pod.config.dns else { return copy(Path::new("/etc/resolv.conf")) };
+    let asked = pod.config.dns.as_ref().filter(|dns| **dns != Dns::default());
+    let Some(dns) = asked else { return copy(Path::new("/etc/resolv.conf")) };
     let mut text = String::new();
     if !dns.searches.is_empty() {
         text.push_str(&format!("search {}\n", dns.searches.join(" ")));

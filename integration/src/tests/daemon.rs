@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result};
+use cri_api::v1::Int64Value;
 use cri_api::v1::security_profile::ProfileType;
 use serde_json::json;
 use tonic::Code;
@@ -30,6 +31,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(sysctls_of_the_pods_interface).ours(),
         test!(cni_status_does_not_run_for_every_pod).own(),
         test!(privileged_on_a_host_with_thousands_of_devices).ours(),
+        test!(umask_and_signals_of_the_parent_change_nothing).own(),
     ]
 }
 
@@ -321,4 +323,19 @@ async fn privileged_on_a_host_with_thousands_of_devices(cx: Context) -> Result<(
     command("umount", &[&place.display().to_string()])?;
     fs::remove_dir(place)?;
     made
+}
+
+/// As in a unit with UMask=0077, or below a program that reaps its children by ignoring SIGCHLD.
+async fn umask_and_signals_of_the_parent_change_nothing(cx: Context) -> Result<()> {
+    cx.node.terminate().await?;
+    let (program, args) = cx.node.program();
+    let mut command = std::process::Command::new("/bin/sh");
+    command.args(["-c", "umask 077; trap '' CHLD; exec \"$0\" \"$@\""]).arg(program).args(args);
+    cx.node.launch_by(command).await?;
+    let pod = cx.pod_of(cx.pod_config().own_network()).await.context("a plugin cannot be waited for")?;
+    let mut config =
+        cx.shell("one", "cat /etc/hosts /etc/resolv.conf > /dev/null && stat -c %a / /dev /etc/hosts");
+    let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+    security.run_as_user = Some(Int64Value { value: 1000 });
+    cx.outputs(&pod, &config, "755\n755\n644\n").await
 }

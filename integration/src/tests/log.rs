@@ -25,6 +25,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(log_exists_at_start),
         test!(attempts_have_files_of_their_own),
         test!(log_folder_is_made),
+        test!(log_folder_may_be_deleted_or_moved),
     ]
 }
 
@@ -218,6 +219,39 @@ async fn log_folder_is_made(cx: Context) -> Result<()> {
     let s = cx.run(&pod, &cx.shell("one", "echo made")).await.context("a missing log folder")?;
     let text = Log::read(&s.log_path)?.text(None);
     ensure!(text == "made\n", "{} has {text:?}", s.log_path);
+    Ok(())
+}
+
+async fn log_folder_may_be_deleted_or_moved(cx: Context) -> Result<()> {
+    let mut config = cx.pod_config();
+    let (top, disk) = (cx.node.paths.logs.join(format!("top{}", unique())), format!("disk{}", unique()));
+    config.log_directory = top.join("pod").display().to_string();
+    let pod = cx.pod_of(config).await?;
+    let id = cx.start(&pod, &cx.shell("one", "while :; do echo line; sleep 0.01; done")).await?;
+    let path = cx.cri.container(&id).await?.log_path;
+    let has_lines = || fs::metadata(&path).is_ok_and(|file| file.len() > 0);
+    // As an operator does whose disk is full. kubelet then calls ReopenContainerLog, since the file is missing.
+    fs::remove_dir_all(&top)?;
+    cx.cri.reopen_log(&id).await.context("the log folder was deleted")?;
+    wait::until_true("a line in the folder that was made again", secs(5), has_lines).await?;
+    fs::remove_dir_all(&top)?;
+    let s = cx
+        .run(&pod, &cx.shell("two", "echo two"))
+        .await
+        .context("a container after the folder was deleted")?;
+    ensure!(Log::read(&s.log_path)?.text(None) == "two\n", "{} has other lines", s.log_path);
+    // Moved to another disk: copied, deleted and replaced by a symlink.
+    let disk = cx.node.paths.logs.join(disk);
+    fs::create_dir_all(disk.join("pod"))?;
+    fs::remove_dir_all(&top)?;
+    std::os::unix::fs::symlink(&disk, &top)?;
+    cx.cri.reopen_log(&id).await.context("the log folder was moved")?;
+    wait::until_true("a line where the symlink leads", secs(5), has_lines).await?;
+    let s = cx
+        .run(&pod, &cx.shell("three", "echo three"))
+        .await
+        .context("a container after the folder was moved")?;
+    ensure!(Log::read(&s.log_path)?.text(None) == "three\n", "{} has other lines", s.log_path);
     Ok(())
 }
 

@@ -65,10 +65,14 @@ async fn hostname_and_resolv_conf(cx: Context) -> Result<()> {
     sorted.sort_unstable();
     expected.sort_unstable();
     ensure!(sorted == expected, "resolv.conf is {lines:?}");
-    let empty = cx.pod_of(cx.pod_config().own_network()).await?;
-    let id = cx.start(&empty, &cx.sleeper("one")).await?;
     let host = std::fs::read_to_string("/etc/resolv.conf")?;
-    cx.prints(&id, "cat /etc/resolv.conf", host.trim()).await.context("without dns_config it is the host's")
+    for dns_config in [None, Some(api::DnsConfig::default())] {
+        let pod = cx.pod_of(api::PodSandboxConfig { dns_config, ..cx.pod_config().own_network() }).await?;
+        let id = cx.start(&pod, &cx.sleeper("one")).await?;
+        let same = cx.prints(&id, "cat /etc/resolv.conf", host.trim()).await;
+        same.context("without dns_config, or with an empty one, it is the host's")?;
+    }
+    Ok(())
 }
 
 async fn shm_is_shared_and_sized(cx: Context) -> Result<()> {

@@ -19,7 +19,7 @@ pub struct PodMeta {
     pub attempt: u32,
 }
 
-/// CRI `DNSConfig`. Without the message, the host's resolv.conf is copied.
+/// CRI `DNSConfig`. Without the message, or if it is empty, the host's resolv.conf is copied.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dns {
     /// `nameserver` lines.

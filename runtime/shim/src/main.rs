@@ -45,6 +45,7 @@ use wire::ShimInit;
 
 use crate::event_loop::{Shim, Start};
 use crate::exit_record::Records;
+use crate::io::folder::LogFolder;
 use crate::performer::FromDaemon;
 
 /// Descriptor numbers of the daemon; see [`ShimInit`].
@@ -150,9 +151,9 @@ fn prepare(mut inherited: Inherited) -> Result<Start, StartError> {
     }
 
     // 3. Open what is in the host's mount namespace.
-    let log_dir = match init.log_directory.as_str() {
+    let log_folder = match init.log_directory.as_str() {
         "" => None,
-        path => Some(sys::beneath::folder(path).map_err(at("log folder"))?),
+        path => Some(LogFolder::open(path).map_err(at("log folder"))?),
     };
     let boot = state::boot::id().map_err(|error| at("boot id")(std::io::Error::other(error)))?;
 
@@ -188,7 +189,7 @@ fn prepare(mut inherited: Inherited) -> Result<Start, StartError> {
 
     // 8. Read signals by signalfd; children reset the mask.
     let signals = SignalFd::new(&SIGNALS).map_err(at("signalfd"))?;
-    let from_daemon = FromDaemon { pause_binary, records: Records::new(records, boot), log_dir };
+    let from_daemon = FromDaemon { pause_binary, records: Records::new(records, boot), log_folder };
     Ok(Start { pod: init.pod, from_daemon, signals, warnings })
 }
 

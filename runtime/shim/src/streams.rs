@@ -9,6 +9,7 @@ use wire::{ErrorKind, Failure};
 
 use crate::failure::{failure, refusal};
 use crate::io::attached::Attached;
+use crate::io::folder::LogFolder;
 use crate::io::log::Stream;
 use crate::io::output::{After, Buffers, LogFile, Output};
 use crate::lifecycle::Serial;
@@ -152,8 +153,8 @@ impl Streams {
     }
 
     /// Reopens the log by its path.
-    pub(crate) fn reopen_log(&mut self, dir: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {
-        self.log.reopen(dir)
+    pub(crate) fn reopen_log(&mut self, folder: &mut LogFolder) -> io::Result<()> {
+        self.log.reopen(folder)
     }
 
     /// Watches the start pipe.

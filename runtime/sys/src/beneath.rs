@@ -66,6 +66,39 @@ pub fn folder(path: &str) -> io::Result<OwnedFd> {
     }
 }
 
+/// Opens a folder by an absolute path, as a process with the root folder `root` would; symlinks are followed, magic
+/// links are not.
+///
+/// # Errors
+/// ENOENT if it is missing; the errors of openat2(2).
+pub fn folder_in(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    Ok(resolve(root, path, flags, Mode::empty(), within)?)
+}
+
+/// Like [`folder_in`]; the folder and its parents (0755) are created if missing, but not the target of a dangling symlink.
+///
+/// # Errors
+/// The errors of [`folder_in`] and of mkdirat(2).
+pub fn make_folder_in(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
+    let mut parent = root.try_clone_to_owned()?;
+    for end in path.match_indices('/').map(|(slash, _)| slash).chain([path.len()]) {
+        let part = path.get(..end).unwrap_or(path);
+        let Some(name) = part.rsplit('/').next().filter(|name| !name.is_empty()) else { continue };
+        parent = match folder_in(root, part) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+                    Ok(()) | Err(Errno::EXIST) => folder_in(root, part)?,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            opened => opened?,
+        };
+    }
+    Ok(parent)
+}
+
 /// Opens a regular file below `dir` for appending; it (mode 0640) and its parents (0755) are created if
 /// missing. Anything but a regular file is refused without blocking.
 ///
@@ -118,6 +151,27 @@ mod tests {
     use super::*;
     use std::io::Write as _;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn folders_within_a_root() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = folder(temp.path().to_str().unwrap()).unwrap();
+        assert_eq!(folder_in(root.as_fd(), "/a/b").unwrap_err().kind(), io::ErrorKind::NotFound);
+        for _ in 0..2 {
+            make_folder_in(root.as_fd(), "/a//b/").unwrap();
+            assert!(temp.path().join("a/b").is_dir());
+        }
+        symlink("/a/b", temp.path().join("link")).unwrap();
+        make_folder_in(root.as_fd(), "/link/c").unwrap();
+        assert!(temp.path().join("a/b/c").is_dir());
+        folder_in(root.as_fd(), "/link/../../../a/b/c").unwrap();
+        symlink("/missing", temp.path().join("dangling")).unwrap();
+        std::fs::write(temp.path().join("file"), "").unwrap();
+        for path in ["/dangling", "/dangling/x", "/file", "/file/x"] {
+            make_folder_in(root.as_fd(), path).unwrap_err();
+        }
+        assert!(!temp.path().join("missing").exists());
+    }
 
     #[test]
     fn follows_nothing_and_leaves_nothing() {

@@ -87,25 +87,37 @@ impl Drop for Blocked {
 /// Default actions for every signal, none blocked. Handlers are lost at execve in any case; ignored signals and the
 /// mask would stay. Makes system calls only: it may be called between vfork and execve.
 pub fn reset() {
-    // SIG_DFL, no flags, no restorer, an empty mask. The kernel's struct sigaction has at most 32 bytes.
-    let default = [0u64; 4];
     for signal in 1..=LAST {
-        // nix knows no real-time signals, and the C library refuses two of them. For SIGKILL and SIGSTOP the call
-        // fails; they always have their default actions.
-        // SAFETY: rt_sigaction(2) reads `default`, of the size that is passed or more, and writes nothing. It removes
-        // a handler, if there is one, and installs none.
-        unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigaction,
-                signal,
-                default.as_ptr(),
-                std::ptr::null_mut::<u64>(),
-                SET_BYTES,
-            )
-        };
+        set_default(signal);
     }
     // It fails only for a wrong size.
     drop(set_mask(0));
+}
+
+/// For a program that does not know by whom it was started: SIGCHLD has its default action, so that children can be waited
+/// for, and no signal is blocked. Called before the first thread is started, because threads inherit the mask.
+pub fn undo_inherited() {
+    set_default(libc::SIGCHLD);
+    // It fails only for a wrong size.
+    drop(set_mask(0));
+}
+
+fn set_default(signal: i32) {
+    // SIG_DFL, no flags, no restorer, an empty mask. The kernel's struct sigaction has at most 32 bytes.
+    let default = [0u64; 4];
+    // nix knows no real-time signals, and the C library refuses two of them. For SIGKILL and SIGSTOP the call
+    // fails; they always have their default actions.
+    // SAFETY: rt_sigaction(2) reads `default`, of the size that is passed or more, and writes nothing. It removes
+    // a handler, if there is one, and installs none.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            signal,
+            default.as_ptr(),
+            std::ptr::null_mut::<u64>(),
+            SET_BYTES,
+        )
+    };
 }
 
 /// Sets the calling thread's mask, bit n-1 for signal n, and returns the one before. One system call: those of nix and of

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use sys::scratch::Scratch;
 
+use crate::io::folder::LogFolder;
 use crate::io::log::{Batch, Lines, MIN_BUFFER, Stream};
 use crate::io::stamp::Stamp;
 use crate::packet::MAX_PACKET;
@@ -71,15 +72,15 @@ impl LogFile {
     }
 
     /// Opens the log file below the pod's log folder.
-    pub(crate) fn open(dir: BorrowedFd<'_>, path: &str) -> io::Result<Self> {
-        let file = Some(sys::beneath::append(dir, path)?);
+    pub(crate) fn open(folder: &mut LogFolder, path: &str) -> io::Result<Self> {
+        let file = Some(folder.append(path)?);
         Ok(Self { file, path: path.into(), failing: false, lost: 0 })
     }
 
     /// Reopens the file by its path after it was renamed. On an error the old file stays in use.
-    pub(crate) fn reopen(&mut self, dir: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn reopen(&mut self, folder: &mut LogFolder) -> io::Result<()> {
         if self.file.is_some() {
-            self.file = Some(sys::beneath::append(dir, &self.path)?);
+            self.file = Some(folder.append(&self.path)?);
             self.failing = false;
         }
         Ok(())
@@ -262,7 +263,8 @@ mod tests {
     #[test]
     fn a_terminal_that_is_closed_for_a_while_has_not_ended() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = LogFile::open(File::open(dir.path()).unwrap().as_fd(), "log").unwrap();
+        let mut folder = LogFolder::open(dir.path().to_str().unwrap()).unwrap();
+        let mut log = LogFile::open(&mut folder, "log").unwrap();
         let mut buffers = Buffers::new().unwrap();
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         unlockpt(&master).unwrap();

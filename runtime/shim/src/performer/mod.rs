@@ -5,7 +5,7 @@ mod workers;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use model::ContainerId;
 use sys::epoll::Epoll;
@@ -15,6 +15,7 @@ use crate::conn::Lost;
 use crate::descriptors::{Cgroups, Container, Descriptors};
 use crate::exit_record::Records;
 use crate::failure::{failure, refusal};
+use crate::io::folder::LogFolder;
 use crate::io::output::Buffers;
 use crate::lifecycle::{
     Action, CgroupCheck, CgroupState, ContainerInput, ExecInput, Input, Lifecycle, Requester, Serial,
@@ -23,11 +24,11 @@ use crate::lifecycle::{
 use crate::link::Link;
 use crate::{bundle, processes};
 
-/// The descriptors that the daemon passed at the start, and that the shim keeps.
+/// What the shim keeps of its start: descriptors that the daemon passed, and the log folder that it named.
 pub(crate) struct FromDaemon {
     pub(crate) pause_binary: OwnedFd,
     pub(crate) records: Records,
-    pub(crate) log_dir: Option<OwnedFd>,
+    pub(crate) log_folder: Option<LogFolder>,
 }
 
 /// All kernel objects of the shim.
@@ -143,7 +144,7 @@ impl Performer {
     }
 
     fn perform_on_container(&mut self, serial: Serial, action: Action, lifecycle: &Lifecycle) {
-        let Self { epoll, descriptors, buffers, incoming, input, .. } = self;
+        let Self { epoll, descriptors, buffers, incoming, input, from_daemon, .. } = self;
         let Some(container) = descriptors.container_mut(serial) else {
             // Not expected: a container has descriptors as long as it is checked. Without them it must not be checked
             // for ever.
@@ -175,8 +176,8 @@ impl Performer {
                 self.result(serial, ContainerInput::CgroupChecked(state));
             }
             Action::ReopenLog { requester, .. } => {
-                let reopened = match &self.from_daemon.log_dir {
-                    Some(dir) => streams.reopen_log(dir.as_fd()),
+                let reopened = match &mut from_daemon.log_folder {
+                    Some(folder) => streams.reopen_log(folder),
                     None => Ok(()),
                 };
                 self.served(requester, reopened.map_err(|error| failure(ErrorKind::Internal, "log", &error)));

@@ -67,10 +67,10 @@ impl Performer {
         Ok(pid)
     }
 
-    fn open_log(&self, path: Option<&str>) -> Result<LogFile, Failure> {
-        match (path, &self.from_daemon.log_dir) {
+    fn open_log(&mut self, path: Option<&str>) -> Result<LogFile, Failure> {
+        match (path, &mut self.from_daemon.log_folder) {
             (None, _) => Ok(LogFile::none()),
-            (Some(path), Some(dir)) => LogFile::open(dir.as_fd(), path)
+            (Some(path), Some(folder)) => LogFile::open(folder, path)
                 .map_err(|error| failure(ErrorKind::Internal, &format!("log {path}"), &error)),
             (Some(path), None) => {
                 Err(refusal(ErrorKind::Invalid, "log", format!("{path}: the pod has no log folder")))

@@ -16,6 +16,8 @@ use crate::podns::{EMPTY, LAYERS, WRITABLE};
 const STAGE: &str = "rootfs";
 /// The kernel's limit of layers of one overlay.
 const MAX_LAYERS: usize = 500;
+/// statfs(2)'s type of an overlay.
+const OVERLAYFS: i64 = 0x794c_7630;
 
 /// The clones from the host's namespace.
 pub(super) struct Sources {
@@ -69,9 +71,19 @@ pub(super) fn clone_sources(plan: &RootfsPlan, users: Option<Users<'_>>) -> Step
 pub(super) fn assemble(plan: &RootfsPlan, label: &str, at: &Path) -> Step<()> {
     let (upper, work) = (format!("{WRITABLE}/upper"), format!("{WRITABLE}/work"));
     let writable = Writable { upper: &upper, work: &work, volatile: plan.volatile };
-    let what = || format!("overlay of {} layers on {}", plan.layers.len(), plan.rw);
+    let what = || format!("overlay of {} layers on {}{}", plan.layers.len(), plan.rw, advice(&upper));
     let names = names(&plan.layers).map_err(|text| invalid(STAGE, text))?;
     overlay(&names, Some(writable), label, at).map_err(|error| internal(STAGE, what())(error))
+}
+
+/// What an operator can do if the kernel refuses an overlay with this writable folder: it says only that it is invalid.
+fn advice(upper: &str) -> &'static str {
+    match rustix::fs::statfs(upper) {
+        Ok(there) if there.f_type == OVERLAYFS => {
+            ", which is itself on an overlay (a container's root): `root` must be on another file system, as that of a volume"
+        }
+        _ => "",
+    }
 }
 
 /// Creates an overlay of layers alone, which is read-only, and attaches it at `at`, a folder. The layer store must be
