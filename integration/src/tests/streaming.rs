@@ -248,9 +248,14 @@ async fn attach_ends_stdin_once(cx: Context) -> Result<()> {
     ensure!(ended.text() == "over\n" && ended.status["status"] == "Success", "attach gave {ended:?}");
     cx.cri.wait_exit(&id, secs(20)).await?;
     cx.exited_with(&id, 4).await?;
-    // Also if it closes the connection without a close frame.
+    // Also if it closes the connection without a close frame, and another client is attached.
     let id = listener(&cx, true).await?;
-    drop(attached(&cx, &id, false).await?);
+    let (first, mut second) = (attached(&cx, &id, false).await?, attached(&cx, &id, false).await?);
+    second.send(0, b"two\n").await?;
+    second.until("got two").await?;
+    drop(first);
+    let ended = second.rest().await?;
+    ensure!(ended.status["status"] == "Success", "the other's status is {}", ended.status);
     cx.cri.wait_exit(&id, secs(20)).await?;
     cx.exited_with(&id, 4).await
 }

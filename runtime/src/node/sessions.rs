@@ -53,7 +53,10 @@ impl Command for Attach {
     fn start(self: Box<Self>, _size: Option<Size>) -> Pending<Result<Process, String>> {
         let Self { node, container, streams, .. } = *self;
         Box::pin(async move {
-            let attached = async { pod::attach::attach(node.ticket(&container).await?, streams).await };
+            let attached = async {
+                let ticket = node.ticket(&container).await?;
+                pod::attach::attach(&node.0.context.inputs, ticket, streams).await
+            };
             attached.await.map_err(|error: Error| error.text())
         })
     }

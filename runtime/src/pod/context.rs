@@ -4,6 +4,7 @@ use crate::apparmor::AppArmor;
 use crate::cgroups::Cgroups;
 use crate::error::Error;
 use crate::lanes;
+use crate::pod::inputs::Inputs;
 use crate::root::Root;
 use crate::seccomp::Compiler;
 use crate::selinux::Selinux;
@@ -77,6 +78,8 @@ pub(crate) struct Context {
     pub(crate) node_name: String,
     /// /dev/null, stdin of execs.
     pub(crate) dev_null: OwnedFd,
+    /// Inputs of attached clients.
+    pub(crate) inputs: Arc<Inputs>,
 }
 
 impl Context {
@@ -111,6 +114,7 @@ impl Context {
                 cap_bounding: cap_bounding()?,
                 node_name: node_name()?,
                 dev_null: open(Path::new("/dev/null"))?,
+                inputs: Arc::default(),
             })
         })
         .await
