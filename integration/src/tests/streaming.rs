@@ -280,7 +280,7 @@ async fn attach_to_a_terminal(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A client that does not read must not delay the container, its log or another client.
+/// A client that does not read must not delay the container, its log or another client, and is told what it has missed.
 async fn attach_without_reading(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let line =
@@ -290,8 +290,12 @@ async fn attach_without_reading(cx: Context) -> Result<()> {
     fast.send(0, b"\n").await?;
     fast.until("finished").await?;
     cx.said(&id, "finished").await?;
-    drop(slow);
-    cx.exec_works(&id).await
+    cx.exec_works(&id).await?;
+    cx.cri.stop(&id, 0).await?;
+    let ended = slow.rest().await?;
+    let message = ended.status["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("output was dropped"), "the slow client's status is {}", ended.status);
+    Ok(())
 }
 
 /// What is typed to a container without a standard input is dropped, and its output comes all the same.

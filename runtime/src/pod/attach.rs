@@ -6,6 +6,7 @@ use super::inputs::{Inputs, Stdin};
 use super::stdio::{control, sink, source};
 use crate::error::Error;
 use crate::shims::client::ClientError;
+use model::ContainerId;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,6 +22,9 @@ use wire::{Reply, Request};
 const LIMIT: Duration = Duration::from_secs(10);
 /// Size in bytes of the pipe of each output. While the client does not read, the shim drops what does not fit into it.
 const SLACK: usize = 256 * 1024;
+/// What a client is told that has not got all output.
+const LOST: &str =
+    "the container wrote faster than this client read, and output was dropped; it is in the container's log";
 
 /// Attaches to a running container. It ends with the container; dropping it detaches. `inputs` has the clients of all
 /// containers.
@@ -41,15 +45,14 @@ pub(crate) async fn attach(inputs: &Arc<Inputs>, ticket: Ticket, wanted: Streams
     let (stdout, stderr) = (wanted.stdout, wanted.stderr && !config.tty);
     let (out, err) = (output(stdout)?, output(stderr)?);
     let (out, err) = (source(out).map_err(failed)?, source(err).map_err(failed)?);
-    let mut end = Receiver::from_owned_fd(end).map_err(failed)?;
-    let exit = Box::pin(async move {
-        // Nothing is written to this pipe: it closes with the container, or with its shim.
-        drop(end.read(&mut [0; 1]).await);
-        Outcome::Success
-    });
+    let end = Receiver::from_owned_fd(end).map_err(failed)?;
+    let exit = Box::pin(outcome(end, container.clone()));
     let mut process = Process { stdin: None, stdout: out, stderr: err, resize: None, exit };
     let seat = config.stdin_once.then(|| inputs.join(&container));
-    let request = Request::Attach { container: container.clone(), stdout, stderr };
+    // Whoever looks at a terminal sees that something is missing, and what kubectl does after a failure is worse there: it
+    // prints the whole log.
+    let tell_loss = !config.tty;
+    let request = Request::Attach { container: container.clone(), stdout, stderr, tell_loss };
     let (Reply::Done, given) = client.request("attach", request, fds, LIMIT).await? else {
         return Err(ClientError::UnexpectedReply("attach").into());
     };
@@ -68,6 +71,17 @@ pub(crate) async fn attach(inputs: &Arc<Inputs>, ticket: Ticket, wanted: Streams
         _ => {}
     }
     Ok(process)
+}
+
+/// Waits until the container has exited. `end` closes with it, or with its shim; until then nothing comes, or a byte that
+/// tells of a loss.
+async fn outcome(mut end: Receiver, container: ContainerId) -> Outcome {
+    let mut lost = false;
+    while let Ok(1..) = end.read(&mut [0; 1]).await {
+        tracing::info!(%container, "an attached client reads too slowly, and does not get all output");
+        lost = true;
+    }
+    if lost { Outcome::Failed(LOST.to_owned()) } else { Outcome::Success }
 }
 
 fn pipe(size: Option<usize>) -> io::Result<(OwnedFd, OwnedFd)> {
