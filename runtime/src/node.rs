@@ -245,8 +245,9 @@ impl Node {
     /// # Errors
     /// FailedPrecondition unless the container is running.
     pub(crate) async fn exec(&self, id: &str, cmd: Vec<Text>, streams: Streams) -> Result<Exec, Error> {
-        let container = self.ticket(id).await?.record.id.to_string();
-        Ok(Exec { node: self.clone(), container, cmd, streams })
+        let record = self.ticket(id).await?.record;
+        let (pod, container) = (record.pod.clone(), record.id.to_string());
+        Ok(Exec { node: self.clone(), pod, container, cmd, streams })
     }
 
     /// The streams of a running container, for a client that connects later.
@@ -254,8 +255,9 @@ impl Node {
     /// # Errors
     /// FailedPrecondition unless the container is running.
     pub(crate) async fn attach(&self, id: &str, streams: Streams) -> Result<Attach, Error> {
-        let container = self.ticket(id).await?.record.id.to_string();
-        Ok(Attach { node: self.clone(), container, streams })
+        let record = self.ticket(id).await?.record;
+        let (pod, container) = (record.pod.clone(), record.id.to_string());
+        Ok(Attach { node: self.clone(), pod, container, streams })
     }
 
     /// The network of a pod that is ready, with or without containers.

@@ -248,9 +248,14 @@ async fn attach_ends_stdin_once(cx: Context) -> Result<()> {
     ensure!(ended.text() == "over\n" && ended.status["status"] == "Success", "attach gave {ended:?}");
     cx.cri.wait_exit(&id, secs(20)).await?;
     cx.exited_with(&id, 4).await?;
-    // Also if it closes the connection without a close frame.
+    // Also if it closes the connection without a close frame, and another client is attached.
     let id = listener(&cx, true).await?;
-    drop(attached(&cx, &id, false).await?);
+    let (first, mut second) = (attached(&cx, &id, false).await?, attached(&cx, &id, false).await?);
+    second.send(0, b"two\n").await?;
+    second.until("got two").await?;
+    drop(first);
+    let ended = second.rest().await?;
+    ensure!(ended.status["status"] == "Success", "the other's status is {}", ended.status);
     cx.cri.wait_exit(&id, secs(20)).await?;
     cx.exited_with(&id, 4).await
 }
@@ -275,7 +280,7 @@ async fn attach_to_a_terminal(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A client that does not read must not delay the container, its log or another client.
+/// A client that does not read must not delay the container, its log or another client, and is told what it has missed.
 async fn attach_without_reading(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let line =
@@ -285,8 +290,12 @@ async fn attach_without_reading(cx: Context) -> Result<()> {
     fast.send(0, b"\n").await?;
     fast.until("finished").await?;
     cx.said(&id, "finished").await?;
-    drop(slow);
-    cx.exec_works(&id).await
+    cx.exec_works(&id).await?;
+    cx.cri.stop(&id, 0).await?;
+    let ended = slow.rest().await?;
+    let message = ended.status["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("output was dropped"), "the slow client's status is {}", ended.status);
+    Ok(())
 }
 
 /// What is typed to a container without a standard input is dropped, and its output comes all the same.

@@ -8,6 +8,8 @@ use crate::lifecycle::{InitState, SIGKILL, Session, Stopped};
 
 /// How long one kill waits for a v1 cgroup to freeze. The loop does nothing else meanwhile.
 const FREEZE: Duration = Duration::from_millis(20);
+/// Number of ancestors of a process that are looked at. As pids are used again, those that were read may form a circle.
+const MAX_GENERATIONS: usize = 256;
 
 /// Signals a child that is not reaped, so its pid cannot have been reused. SIGKILL needs no descriptor, so that a shim
 /// without a free one can still end its pod.
@@ -74,50 +76,34 @@ pub(crate) fn was_oom_killed(cgroups: &Cgroups) -> bool {
         .is_some_and(|folder| sys::cgroup::flat_key(folder, file, "oom_kill").is_ok_and(|count| count > 0))
 }
 
-/// Kills the processes of sessions in a container, and their leaders. Returns for each session the number of processes
-/// that were found, at least 1 if not all processes could be examined (no free descriptor, too many cgroups), and the
-/// leader's exit code, if that has ended. The processes in the container's cgroup and below it are listed once for all
-/// sessions.
+/// Kills the processes of sessions in a container, and their leaders. A descendant of one of these that has started a
+/// session of its own belongs to them, as long as its ancestors live: one whose parent has ended is a daemon. Returns for
+/// each session the number of processes that were found, at least 1 if not all processes could be examined (no free
+/// descriptor, too many cgroups), and the leader's exit code, if that has ended. The processes in the container's cgroup
+/// and below it are listed once for all sessions.
 pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> Vec<(u32, Option<i32>)> {
     // Session ids with their indices.
     let mut indices: Vec<(u32, usize)> =
         sessions.iter().zip(0..).map(|(of, index)| (of.pid, index)).collect();
     indices.sort_unstable();
     let mut results = vec![(0_u32, None); sessions.len()];
-    let folders = cgroups.map(Cgroups::folders_with_processes).unwrap_or_default();
-    let (mut seen, mut incomplete): (Vec<u32>, _) = (Vec::new(), false);
-    for folder in &folders {
-        let listed = sys::cgroup::processes_below(*folder, |pid| {
-            // 0 stands for a process of another PID namespace, which is in none of the sessions.
-            if pid == 0 {
-                return;
-            }
-            // A process that is in several hierarchies counts once.
-            if folders.len() > 1 {
-                let Err(place) = seen.binary_search(&pid) else { return };
-                seen.insert(place, pid);
-            }
-            let opened = sys::pidfd::open(pid);
-            // Read after the pidfd was opened: if the process has not ended, this is its data.
-            let examined = opened.and_then(|fd| Ok((fd, sys::proc::stat(pid)?)));
-            let (fd, stat) = match sys::proc::unless_gone(examined) {
-                Ok(Some(examined)) => examined,
-                Ok(None) => return,
-                Err(_) => {
-                    incomplete = true;
-                    return;
+    // All are listed before one is killed: that would part its children from it.
+    let (all, mut incomplete) = list(cgroups);
+    for listed in &all {
+        let Some(index) = session_of(*listed, &all, &indices) else { continue };
+        let opened = sys::pidfd::open(listed.pid);
+        // Read after the pidfd was opened: if the process has not ended, this is its data.
+        let examined = opened.and_then(|fd| Ok((fd, sys::proc::stat(listed.pid)?)));
+        match sys::proc::unless_gone(examined) {
+            Ok(Some((fd, stat))) if stat.session == listed.session && !stat.is_over() => {
+                if let Some((count, _)) = results.get_mut(index) {
+                    *count += 1;
+                    drop(sys::pidfd::send_signal(fd.as_fd(), SIGKILL));
                 }
-            };
-            let Ok(found) = indices.binary_search_by_key(&stat.session, |(session, _)| *session) else {
-                return;
-            };
-            let index = indices.get(found).map_or(usize::MAX, |(_, index)| *index);
-            if let Some((count, _)) = results.get_mut(index).filter(|_| !stat.is_over()) {
-                *count += 1;
-                drop(sys::pidfd::send_signal(fd.as_fd(), SIGKILL));
             }
-        });
-        incomplete |= listed.is_err();
+            Ok(_) => {}
+            Err(_) => incomplete = true,
+        }
     }
     if incomplete {
         for (count, _) in &mut results {
@@ -129,6 +115,51 @@ pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> 
         *code = code_if_over(session.pid);
     }
     results
+}
+
+/// A process of a container.
+#[derive(Debug, Clone, Copy)]
+struct Listed {
+    pid: u32,
+    parent: u32,
+    session: u32,
+}
+
+/// The processes in a container's cgroup and below it, sorted by pid, and whether some could not be examined.
+fn list(cgroups: Option<&Cgroups>) -> (Vec<Listed>, bool) {
+    let folders = cgroups.map(Cgroups::folders_with_processes).unwrap_or_default();
+    let (mut pids, mut incomplete) = (Vec::new(), false);
+    for folder in folders {
+        incomplete |= sys::cgroup::processes_below(folder, |pid| pids.push(pid)).is_err();
+    }
+    // A process that is in several hierarchies counts once. 0 stands for a process of another PID namespace, which is in
+    // none of the sessions.
+    pids.sort_unstable();
+    pids.dedup();
+    pids.retain(|pid| *pid != 0);
+    let mut all = Vec::with_capacity(pids.len());
+    for pid in pids {
+        match sys::proc::unless_gone(sys::proc::stat(pid)) {
+            Ok(Some(stat)) => all.push(Listed { pid, parent: stat.parent, session: stat.session }),
+            Ok(None) => {}
+            Err(_) => incomplete = true,
+        }
+    }
+    (all, incomplete)
+}
+
+/// The index of the session to which a process belongs by itself or by an ancestor. `all` is sorted by pid, `indices` by
+/// session.
+fn session_of(process: Listed, all: &[Listed], indices: &[(u32, usize)]) -> Option<usize> {
+    let mut at = process;
+    for _ in 0..MAX_GENERATIONS {
+        if let Ok(found) = indices.binary_search_by_key(&at.session, |(session, _)| *session) {
+            return indices.get(found).map(|(_, index)| *index);
+        }
+        let parent = all.binary_search_by_key(&at.parent, |listed| listed.pid).ok()?;
+        at = *all.get(parent)?;
+    }
+    None
 }
 
 /// Kills unknown children, which an interrupted worker left. Returns whether there are any; true if that
@@ -177,20 +208,28 @@ mod tests {
 
     #[test]
     fn sessions_are_killed_wherever_the_container_can_have_moved_them() {
-        let mut leader = Command::new("setsid").args(["sleep", "1000"]).spawn().unwrap();
+        // The leader has a child with a session of its own.
+        let script = "setsid sleep 1000 & wait";
+        let mut leader = Command::new("setsid").args(["sh", "-c", script]).spawn().unwrap();
         let pid = leader.id();
         let until = Instant::now() + Duration::from_secs(60);
-        while sys::proc::stat(pid).unwrap().session != pid {
-            assert!(Instant::now() < until, "setsid has not started a session");
+        let child = loop {
+            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+            let child = children.split_whitespace().next().and_then(|child| child.parse().ok());
+            let leads = |pid| sys::proc::stat(pid).is_ok_and(|stat| stat.session == pid);
+            if let Some(child) = child.filter(|child| leads(pid) && leads(*child)) {
+                break child;
+            }
+            assert!(Instant::now() < until, "setsid has not started sessions");
             std::thread::sleep(Duration::from_millis(1));
-        }
+        };
         // A privileged container: the leader is below its cgroup in one hierarchy, and in it in another, where there is
         // also a process of another PID namespace. A third hierarchy does not know it.
         let temp = tempfile::tempdir().unwrap();
         for (name, procs) in [
             ("a", String::new()),
             ("a/below", format!("{pid}\n")),
-            ("b", format!("0\n{pid}\n")),
+            ("b", format!("0\n{pid}\n{child}\n")),
             ("c", String::new()),
         ] {
             create_dir(temp.path().join(name)).unwrap();
@@ -202,10 +241,46 @@ mod tests {
         // It counts as reaped, so it is killed only if it is listed.
         let session = Session { exec: Serial(1), pid, unreaped: false };
         let results = kill_sessions(Some(&cgroups), &[session]);
-        if results != [(1, None)] {
+        if results != [(2, None)] {
             leader.kill().unwrap();
+            drop(sys::signal::kill(child));
         }
         let status = leader.wait().unwrap();
-        assert_eq!((results.as_slice(), status.signal()), ([(1, None)].as_slice(), Some(SIGKILL)));
+        assert_eq!((results.as_slice(), status.signal()), ([(2, None)].as_slice(), Some(SIGKILL)));
+        // It was reparented: not to this process, which cannot wait for it.
+        while sys::proc::stat(child).is_ok_and(|stat| !stat.is_over()) {
+            assert!(Instant::now() < until, "the child was not killed");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn descendants_belong_to_a_session_and_daemons_do_not() {
+        let of = |pid, parent, session| Listed { pid, parent, session };
+        let all = [
+            of(1, 900, 1),
+            of(10, 900, 10),
+            of(11, 10, 10),
+            // A session of its own, and its child.
+            of(12, 11, 12),
+            of(13, 12, 13),
+            // Its parent has ended, so it is a child of init.
+            of(14, 1, 14),
+            // Not a child of any that are listed, but in the session.
+            of(15, 1, 10),
+            of(20, 900, 20),
+            of(21, 20, 21),
+            // As if pids were used again while they were listed.
+            of(30, 31, 30),
+            of(31, 30, 31),
+        ];
+        let indices = [(10, 1), (20, 0)];
+        let found = all.map(|listed| (listed.pid, session_of(listed, &all, &indices)));
+        let of_first = [10, 11, 12, 13, 15].map(|pid| (pid, Some(1)));
+        let of_second = [20, 21].map(|pid| (pid, Some(0)));
+        let of_none = [1, 14, 30, 31].map(|pid| (pid, None));
+        let mut wanted = [&of_first[..], &of_second, &of_none].concat();
+        wanted.sort_unstable();
+        assert_eq!(found.as_slice(), wanted);
     }
 }

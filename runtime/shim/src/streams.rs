@@ -132,18 +132,19 @@ impl Streams {
     }
 
     /// Gives a client the output from now on, by the pipes of its request. Returns the container's input: its terminal's
-    /// master, or its stdin if that is kept open.
+    /// master, or its stdin if that is kept open. `tell_loss`: see [`wire::Request::Attach`].
     pub(crate) fn attach(
         &mut self,
         fds: Vec<OwnedFd>,
         wanted: [bool; 2],
+        tell_loss: bool,
     ) -> Result<Option<OwnedFd>, Failure> {
         let input = match (&self.outputs, &self.stdin) {
             ([Some(terminal), _], _) if self.terminal => Some(terminal.fd()),
             (_, stdin) => stdin.as_ref().map(|fd| fd.as_fd()),
         };
         let input = input.map(|fd| fd.try_clone_to_owned()).transpose().map_err(at("attach"))?;
-        self.attached.add(fds, wanted)?;
+        self.attached.add(fds, wanted, tell_loss)?;
         Ok(input)
     }
 

@@ -17,6 +17,8 @@ use tokio::net::{TcpSocket, TcpStream};
 #[derive(Debug)]
 pub(crate) struct Exec {
     pub(super) node: Node,
+    /// The container's pod.
+    pub(crate) pod: PodId,
     pub(super) container: String,
     pub(super) cmd: Vec<Text>,
     pub(super) streams: Streams,
@@ -25,7 +27,7 @@ pub(crate) struct Exec {
 impl Command for Exec {
     /// The container may have ended since the request.
     fn start(self: Box<Self>, size: Option<Size>) -> Pending<Result<Process, String>> {
-        let Self { node, container, cmd, streams } = *self;
+        let Self { node, container, cmd, streams, .. } = *self;
         Box::pin(async move {
             let started = async {
                 let ticket = node.ticket(&container).await?;
@@ -40,6 +42,8 @@ impl Command for Exec {
 #[derive(Debug)]
 pub(crate) struct Attach {
     pub(super) node: Node,
+    /// The container's pod.
+    pub(crate) pod: PodId,
     pub(super) container: String,
     pub(super) streams: Streams,
 }
@@ -47,9 +51,12 @@ pub(crate) struct Attach {
 impl Command for Attach {
     /// The container has its terminal already, so that its size is set afterwards.
     fn start(self: Box<Self>, _size: Option<Size>) -> Pending<Result<Process, String>> {
-        let Self { node, container, streams } = *self;
+        let Self { node, container, streams, .. } = *self;
         Box::pin(async move {
-            let attached = async { pod::attach::attach(node.ticket(&container).await?, streams).await };
+            let attached = async {
+                let ticket = node.ticket(&container).await?;
+                pod::attach::attach(&node.0.context.inputs, ticket, streams).await
+            };
             attached.await.map_err(|error: Error| error.text())
         })
     }
@@ -59,7 +66,7 @@ impl Command for Attach {
 #[derive(Debug)]
 pub(crate) struct PodNetwork {
     pub(super) node: Node,
-    pub(super) pod: PodId,
+    pub(crate) pod: PodId,
 }
 
 impl Network for PodNetwork {

@@ -2,20 +2,19 @@
 //! what the client sends does not pass through it.
 
 use super::exec::Ticket;
+use super::inputs::{Inputs, Stdin};
 use super::stdio::{control, sink, source};
 use crate::error::Error;
-use crate::shims::Client;
 use crate::shims::client::ClientError;
 use model::ContainerId;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
 use std::time::Duration;
 use streaming::remote::{Outcome, Streams};
-use streaming::server::{Process, Sink};
-use tokio::io::{AsyncReadExt as _, AsyncWrite};
+use streaming::server::Process;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::Receiver;
 use wire::{Reply, Request};
 
@@ -23,9 +22,13 @@ use wire::{Reply, Request};
 const LIMIT: Duration = Duration::from_secs(10);
 /// Size in bytes of the pipe of each output. While the client does not read, the shim drops what does not fit into it.
 const SLACK: usize = 256 * 1024;
+/// What a client is told that has not got all output.
+const LOST: &str =
+    "the container wrote faster than this client read, and output was dropped; it is in the container's log";
 
-/// Attaches to a running container. It ends with the container; dropping it detaches.
-pub(crate) async fn attach(ticket: Ticket, wanted: Streams) -> Result<Process, Error> {
+/// Attaches to a running container. It ends with the container; dropping it detaches. `inputs` has the clients of all
+/// containers.
+pub(crate) async fn attach(inputs: &Arc<Inputs>, ticket: Ticket, wanted: Streams) -> Result<Process, Error> {
     let Ticket { client, record } = ticket;
     let (container, config) = (record.id.clone(), &record.config);
     let failed = |error: io::Error| Error::of(format!("container {container}: pipes for attach"), error);
@@ -42,14 +45,14 @@ pub(crate) async fn attach(ticket: Ticket, wanted: Streams) -> Result<Process, E
     let (stdout, stderr) = (wanted.stdout, wanted.stderr && !config.tty);
     let (out, err) = (output(stdout)?, output(stderr)?);
     let (out, err) = (source(out).map_err(failed)?, source(err).map_err(failed)?);
-    let mut end = Receiver::from_owned_fd(end).map_err(failed)?;
-    let exit = Box::pin(async move {
-        // Nothing is written to this pipe: it closes with the container, or with its shim.
-        drop(end.read(&mut [0; 1]).await);
-        Outcome::Success
-    });
+    let end = Receiver::from_owned_fd(end).map_err(failed)?;
+    let exit = Box::pin(outcome(end, container.clone()));
     let mut process = Process { stdin: None, stdout: out, stderr: err, resize: None, exit };
-    let request = Request::Attach { container: container.clone(), stdout, stderr };
+    let seat = config.stdin_once.then(|| inputs.join(&container));
+    // Whoever looks at a terminal sees that something is missing, and what kubectl does after a failure is worse there: it
+    // prints the whole log.
+    let tell_loss = !config.tty;
+    let request = Request::Attach { container: container.clone(), stdout, stderr, tell_loss };
     let (Reply::Done, given) = client.request("attach", request, fds, LIMIT).await? else {
         return Err(ClientError::UnexpectedReply("attach").into());
     };
@@ -57,13 +60,28 @@ pub(crate) async fn attach(ticket: Ticket, wanted: Streams) -> Result<Process, E
     match given.into_iter().next() {
         Some(master) if config.tty => control(&mut process, &master, stdin).map_err(failed)?,
         Some(pipe) if stdin => {
-            let sink = sink(Some(pipe)).map_err(failed)?;
-            let once = config.stdin_once.then(|| StdinOnce { client, container: container.clone() });
-            process.stdin = sink.map(|sink| -> Sink { Box::new(Stdin { sink, _once: once }) });
+            process.stdin = match seat {
+                Some(seat) => {
+                    let opened = Stdin::open(seat, inputs, client, container.clone(), pipe);
+                    Some(Box::new(opened.map_err(failed)?))
+                }
+                None => sink(Some(pipe)).map_err(failed)?,
+            };
         }
         _ => {}
     }
     Ok(process)
+}
+
+/// Waits until the container has exited. `end` closes with it, or with its shim; until then nothing comes, or a byte that
+/// tells of a loss.
+async fn outcome(mut end: Receiver, container: ContainerId) -> Outcome {
+    let mut lost = false;
+    while let Ok(1..) = end.read(&mut [0; 1]).await {
+        tracing::info!(%container, "an attached client reads too slowly, and does not get all output");
+        lost = true;
+    }
+    if lost { Outcome::Failed(LOST.to_owned()) } else { Outcome::Success }
 }
 
 fn pipe(size: Option<usize>) -> io::Result<(OwnedFd, OwnedFd)> {
@@ -73,43 +91,4 @@ fn pipe(size: Option<usize>) -> io::Result<(OwnedFd, OwnedFd)> {
         let _set = fcntl_setpipe_size(&read, size);
     }
     Ok((read, write))
-}
-
-/// A container's stdin.
-struct Stdin {
-    sink: Sink,
-    _once: Option<StdinOnce>,
-}
-
-/// Closes the container's stdin when its first client has ended it or has left (CRI's `stdin_once`).
-struct StdinOnce {
-    client: Client,
-    container: ContainerId,
-}
-
-impl Drop for StdinOnce {
-    fn drop(&mut self) {
-        let (client, container) = (self.client.clone(), self.container.clone());
-        tokio::spawn(async move {
-            let request = Request::CloseStdin { container: container.clone() };
-            if let Err(error) = client.done("the end of stdin", request, LIMIT).await {
-                // Most likely the container has exited.
-                tracing::debug!(%container, %error, "cannot close stdin");
-            }
-        });
-    }
-}
-
-impl AsyncWrite for Stdin {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.sink).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.sink).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.sink).poll_shutdown(cx)
-    }
 }

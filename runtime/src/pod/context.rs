@@ -4,6 +4,7 @@ use crate::apparmor::AppArmor;
 use crate::cgroups::Cgroups;
 use crate::error::Error;
 use crate::lanes;
+use crate::pod::inputs::Inputs;
 use crate::root::Root;
 use crate::seccomp::Compiler;
 use crate::selinux::Selinux;
@@ -75,6 +76,8 @@ pub(crate) struct Context {
     pub(crate) cap_bounding: u64,
     /// The node's host name.
     pub(crate) node_name: String,
+    /// Inputs of attached clients.
+    pub(crate) inputs: Arc<Inputs>,
 }
 
 impl Context {
@@ -104,6 +107,7 @@ impl Context {
                 create_timeout: options.create_timeout,
                 cap_bounding: cap_bounding()?,
                 node_name: node_name()?,
+                inputs: Arc::default(),
             })
         })
         .await

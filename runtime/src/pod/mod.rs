@@ -21,6 +21,7 @@ mod exit;
 #[cfg(test)]
 mod fakes;
 mod foreign;
+mod inputs;
 mod intent;
 mod jobs;
 mod launch;

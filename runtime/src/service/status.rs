@@ -81,7 +81,7 @@ impl Failure {
             Self::Refused(refusal) => of_refusal(refusal),
             Self::Node(error) => of_node(error.kind),
             Self::Image(error) => of_image(error).0,
-            Self::Streaming(IssueError::TooMany) => Code::ResourceExhausted,
+            Self::Streaming(IssueError::Tokens(_) | IssueError::Sessions(_)) => Code::ResourceExhausted,
             Self::Streaming(IssueError::Random) => Code::Internal,
             Self::Deadline { .. } => Code::DeadlineExceeded,
             Self::Incomplete(_) => Code::Aborted,

@@ -11,8 +11,8 @@
 //! and then has a session until it ends, the client leaves or nothing has been transferred for some time. What a URL
 //! stands for is an object of the caller ([`Command`], [`Network`]): this crate knows neither pods nor containers.
 //!
-//! Limits: `MAX_TOKENS` tokens, `MAX_SESSIONS` sessions (one more is refused), and `MAX_HANDSHAKES` connections that have
-//! presented no token yet, or were refused and are still open. One more closes the oldest of those, so that a client without
+//! Limits: `MAX_TOKENS` tokens, `MAX_SESSIONS` sessions (one more is refused), of each of which one owner can have a quarter
+//! (`places`), and `MAX_HANDSHAKES` connections that have presented no token yet, or were refused and are still open. One more closes the oldest of those, so that a client without
 //! a token cannot keep out one that has one. A session's memory is its buffers (160 KiB for exec, up to 128 KiB for each
 //! connection of port-forward, of which there are at most `MAX_FORWARDED`) and what its protocol keeps. What a port sends in
 //! large pieces moves through a pipe in the kernel instead (`conduit`): two descriptors, and at most 64 KiB that are on
@@ -23,6 +23,7 @@ mod conduit;
 mod forward;
 mod http;
 mod link;
+mod places;
 mod remote;
 mod socket;
 #[cfg(test)]
@@ -32,6 +33,7 @@ mod tokens;
 mod watch;
 
 pub use backend::{Command, Network, Pending, Process, Sink, Source};
+pub use places::Full;
 pub use tls::{Certificate, TlsError};
 pub use tokens::IssueError;
 
@@ -43,11 +45,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, SetOnce};
+use tokio::sync::SetOnce;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::remote::Streams;
+use places::Places;
 use tls::Tls;
 use tokens::{TOKEN_LIFE, Target, Tokens};
 
@@ -111,8 +114,8 @@ struct Shared {
     idle: Option<Duration>,
     creation: Duration,
     handshakes: Handshakes,
-    sessions: Arc<Semaphore>,
-    forwarded: Arc<Semaphore>,
+    sessions: Arc<Places>,
+    forwarded: Arc<Places>,
     tls: Option<Arc<Tls>>,
     freed: fn(),
     stopping: SetOnce<()>,
@@ -133,12 +136,14 @@ pub struct Server {
     shared: Arc<Shared>,
 }
 
-/// Issues URLs.
+/// Issues URLs. `owner` is the id of the pod that a URL is for: one pod can have only a quarter of the unused URLs, of the
+/// sessions and of the forwarded connections.
 #[derive(Debug, Clone)]
 pub struct Urls {
     scheme: &'static str,
     address: SocketAddr,
     tokens: Arc<Tokens>,
+    sessions: Arc<Places>,
 }
 
 impl Urls {
@@ -146,29 +151,46 @@ impl Urls {
     ///
     /// # Errors
     /// [`IssueError`].
-    pub fn exec(&self, streams: Streams, command: Box<dyn Command>) -> Result<String, IssueError> {
-        self.issue(Target::Exec(streams, command))
+    pub fn exec(
+        &self,
+        owner: &str,
+        streams: Streams,
+        command: Box<dyn Command>,
+    ) -> Result<String, IssueError> {
+        self.issue(owner, Target::Exec(streams, command))
     }
 
     /// A URL that attaches to a process.
     ///
     /// # Errors
     /// [`IssueError`].
-    pub fn attach(&self, streams: Streams, command: Box<dyn Command>) -> Result<String, IssueError> {
-        self.issue(Target::Attach(streams, command))
+    pub fn attach(
+        &self,
+        owner: &str,
+        streams: Streams,
+        command: Box<dyn Command>,
+    ) -> Result<String, IssueError> {
+        self.issue(owner, Target::Attach(streams, command))
     }
 
     /// A URL that connects to ports. `ports` are those of the request, for the old WebSocket form.
     ///
     /// # Errors
     /// [`IssueError`].
-    pub fn forward(&self, ports: Vec<u16>, network: Arc<dyn Network>) -> Result<String, IssueError> {
-        self.issue(Target::Forward(ports, network))
+    pub fn forward(
+        &self,
+        owner: &str,
+        ports: Vec<u16>,
+        network: Arc<dyn Network>,
+    ) -> Result<String, IssueError> {
+        self.issue(owner, Target::Forward(ports, network))
     }
 
-    fn issue(&self, target: Target) -> Result<String, IssueError> {
+    fn issue(&self, owner: &str, target: Target) -> Result<String, IssueError> {
         let kind = target.kind();
-        let token = self.tokens.issue(target, Instant::now())?;
+        // A client could not use it. That is asked again when it connects, but a caller of CRI can say more than HTTP can.
+        self.sessions.check(owner).map_err(IssueError::Sessions)?;
+        let token = self.tokens.issue(owner, target, Instant::now())?;
         Ok(format!("{}://{}/{}/{token}", self.scheme, self.address, kind.name()))
     }
 }
@@ -198,14 +220,15 @@ impl Server {
             Some(files) => Some(Arc::new(Self::lane().run(|| Tls::new(files)).await??)),
         };
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let urls = Urls { scheme, address, tokens: Arc::clone(&tokens) };
+        let sessions = Places::new(MAX_SESSIONS);
+        let urls = Urls { scheme, address, tokens: Arc::clone(&tokens), sessions: Arc::clone(&sessions) };
         let shared = Arc::new(Shared {
             tokens,
             idle,
             creation,
             handshakes: Handshakes::default(),
-            sessions: Arc::new(Semaphore::new(MAX_SESSIONS)),
-            forwarded: Arc::new(Semaphore::new(MAX_FORWARDED)),
+            sessions,
+            forwarded: Places::new(MAX_FORWARDED),
             tls,
             freed,
             stopping: SetOnce::new(),

@@ -277,6 +277,9 @@ pub enum Request {
         stdout: bool,
         /// Stderr is wanted; a terminal has none.
         stderr: bool,
+        /// One byte is written to the first pipe when output is dropped for the first time. Earlier builds skip this.
+        #[serde(default)]
+        tell_loss: bool,
     },
     /// Closes the shim's end of a running container's stdin. (Feature `attach`.)
     CloseStdin {

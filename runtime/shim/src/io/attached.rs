@@ -1,7 +1,7 @@
 //! Clients that see a container's output beside its log.
 //!
 //! Each has pipes, of which this is the writing side. What a full pipe does not take is dropped, so that a client that
-//! reads slowly, or not at all, delays neither the log nor the container.
+//! reads slowly, or not at all, delays neither the log nor the container. A client can ask to be told that.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -19,15 +19,22 @@ pub(crate) struct Attached(Vec<Client>);
 
 #[derive(Debug)]
 struct Client {
-    /// Closed when the container has exited. Nothing is written to it.
+    /// Closed when the container has exited.
     end: OwnedFd,
+    /// A byte is written to `end` when output is dropped.
+    tell_loss: bool,
     /// stdout or the terminal, and stderr, if it wants them.
     outputs: [Option<OwnedFd>; 2],
 }
 
 impl Attached {
     /// Adds a client by the descriptors of its request: the one that tells the end, then one for each wanted output.
-    pub(crate) fn add(&mut self, fds: Vec<OwnedFd>, wanted: [bool; 2]) -> Result<(), Failure> {
+    pub(crate) fn add(
+        &mut self,
+        fds: Vec<OwnedFd>,
+        wanted: [bool; 2],
+        tell_loss: bool,
+    ) -> Result<(), Failure> {
         // On a silent container nothing is written that would show that a client has gone.
         self.0.retain(|client| sys::fds::has_reader(client.end.as_fd()));
         if self.0.len() >= MAX {
@@ -46,7 +53,7 @@ impl Attached {
                 *place = Some(fd);
             }
         }
-        self.0.push(Client { end, outputs: [stdout, stderr] });
+        self.0.push(Client { end, tell_loss, outputs: [stdout, stderr] });
         Ok(())
     }
 
@@ -55,7 +62,7 @@ impl Attached {
         if self.0.is_empty() {
             return;
         }
-        self.0.retain(|client| client.write(which, bytes));
+        self.0.retain_mut(|client| client.write(which, bytes));
         if self.0.is_empty() {
             self.0 = Vec::new();
         }
@@ -69,10 +76,17 @@ impl Attached {
 
 impl Client {
     /// Whether the client is still there.
-    fn write(&self, which: usize, bytes: &[u8]) -> bool {
+    fn write(&mut self, which: usize, bytes: &[u8]) -> bool {
         let Some(Some(fd)) = self.outputs.get(which) else { return true };
         match rustix::io::write(fd, bytes) {
-            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => true,
+            Ok(count) if count == bytes.len() => true,
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {
+                if std::mem::take(&mut self.tell_loss) {
+                    // The pipe is empty, so this does not wait. If it fails, the client has gone.
+                    let _told = rustix::io::write(&self.end, &[0]);
+                }
+                true
+            }
             // Nobody reads any more. SIGPIPE is ignored: the Rust runtime does that at the start of a program.
             Err(_) => false,
         }
@@ -86,7 +100,7 @@ mod tests {
     fn client(attached: &mut Attached) -> (OwnedFd, [OwnedFd; 2]) {
         let ((end, a), (out, b), (err, c)) =
             (sys::scm::pipe().unwrap(), sys::scm::pipe().unwrap(), sys::scm::pipe().unwrap());
-        attached.add(vec![a, b, c], [true, true]).unwrap();
+        attached.add(vec![a, b, c], [true, true], true).unwrap();
         (end, [out, err])
     }
 
@@ -112,12 +126,15 @@ mod tests {
     #[test]
     fn a_client_that_does_not_read_delays_nobody() {
         let mut attached = Attached::default();
-        let (_slow, fast) = (client(&mut attached), client(&mut attached));
+        let (slow, fast) = (client(&mut attached), client(&mut attached));
         for number in 0..10_000u32 {
             let bytes = number.to_le_bytes().repeat(64);
             attached.write(0, &bytes);
             assert_eq!(read(&fast.1[0]), bytes);
         }
+        attached.end();
+        assert_eq!((read(&slow.0), read(&slow.0)), (vec![0], vec![]), "it is told once");
+        assert!(read(&fast.0).is_empty(), "it has lost nothing");
     }
 
     #[test]
@@ -131,9 +148,9 @@ mod tests {
         assert!(attached.0.len() < MAX);
         let there: Vec<_> = (attached.0.len()..MAX).map(|_| client(&mut attached)).collect();
         let (_end, full) = sys::scm::pipe().unwrap();
-        assert_eq!(attached.add(vec![full], [false; 2]).unwrap_err().kind, ErrorKind::Exhausted);
+        assert_eq!(attached.add(vec![full], [false; 2], false).unwrap_err().kind, ErrorKind::Exhausted);
         drop(there);
         let (_end, again) = sys::scm::pipe().unwrap();
-        attached.add(vec![again], [false; 2]).unwrap();
+        attached.add(vec![again], [false; 2], false).unwrap();
     }
 }

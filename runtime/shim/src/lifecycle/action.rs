@@ -65,7 +65,7 @@ pub(crate) enum Action {
     ReopenLog { requester: Requester, serial: Serial },
     /// Give a client a container's output by the pipes of the request. Result: `Served`, and the container's input for
     /// the reply.
-    Attach { requester: Requester, serial: Serial, stdout: bool, stderr: bool },
+    Attach { requester: Requester, serial: Serial, stdout: bool, stderr: bool, tell_loss: bool },
     /// Close a container's stdin. Result: `Served`.
     CloseStdin { requester: Requester, serial: Serial },
     /// Close all descriptors of an object.

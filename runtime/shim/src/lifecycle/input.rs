@@ -110,7 +110,7 @@ pub(crate) enum ContainerInput {
     /// A request to reopen its log.
     ReopenLog(Requester),
     /// A request for its output and input.
-    Attach { requester: Requester, stdout: bool, stderr: bool },
+    Attach { requester: Requester, stdout: bool, stderr: bool, tell_loss: bool },
     /// A request to close its stdin.
     CloseStdin(Requester),
     /// A request to remove it.

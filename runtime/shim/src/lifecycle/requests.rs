@@ -51,8 +51,8 @@ impl Lifecycle {
                 let message = "a pipe for the end, and one for each wanted output, are expected";
                 self.cx.refuse(requester, ErrorKind::Invalid, "attach", message);
             }
-            Request::Attach { container, stdout, stderr } => {
-                let input = ContainerInput::Attach { requester, stdout, stderr };
+            Request::Attach { container, stdout, stderr, tell_loss } => {
+                let input = ContainerInput::Attach { requester, stdout, stderr, tell_loss };
                 self.container_request(requester, &container, input);
             }
             Request::CloseStdin { container } => {

@@ -182,8 +182,8 @@ impl Performer {
                 };
                 self.served(requester, reopened.map_err(|error| failure(ErrorKind::Internal, "log", &error)));
             }
-            Action::Attach { requester, stdout, stderr, .. } => {
-                let attached = streams.attach(std::mem::take(incoming), [stdout, stderr]);
+            Action::Attach { requester, stdout, stderr, tell_loss, .. } => {
+                let attached = streams.attach(std::mem::take(incoming), [stdout, stderr], tell_loss);
                 let outcome = attached.map(|fd| *input = fd);
                 self.served(requester, outcome);
             }

@@ -19,7 +19,8 @@ pub(super) async fn exec_sync(
 pub(super) async fn exec(backend: &Backend, message: cri::ExecRequest) -> Result<cri::ExecResponse, Failure> {
     let (container, cmd, streams) = convert::exec(message)?;
     let command = backend.node.exec(&container, cmd, streams).await?;
-    Ok(cri::ExecResponse { url: backend.urls.exec(streams, Box::new(command))? })
+    let pod = command.pod.clone();
+    Ok(cri::ExecResponse { url: backend.urls.exec(pod.as_str(), streams, Box::new(command))? })
 }
 
 /// Attach.
@@ -29,7 +30,8 @@ pub(super) async fn attach(
 ) -> Result<cri::AttachResponse, Failure> {
     let (container, streams) = convert::attach(message)?;
     let command = backend.node.attach(&container, streams).await?;
-    Ok(cri::AttachResponse { url: backend.urls.attach(streams, Box::new(command))? })
+    let pod = command.pod.clone();
+    Ok(cri::AttachResponse { url: backend.urls.attach(pod.as_str(), streams, Box::new(command))? })
 }
 
 /// PortForward.
@@ -39,5 +41,6 @@ pub(super) async fn port_forward(
 ) -> Result<cri::PortForwardResponse, Failure> {
     let (pod, ports) = convert::port_forward(message)?;
     let network = backend.node.network(&pod)?;
-    Ok(cri::PortForwardResponse { url: backend.urls.forward(ports, Arc::new(network))? })
+    let pod = network.pod.clone();
+    Ok(cri::PortForwardResponse { url: backend.urls.forward(pod.as_str(), ports, Arc::new(network))? })
 }

@@ -18,17 +18,18 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
-use tokio::sync::{Semaphore, SetOnce, mpsc};
+use tokio::sync::{SetOnce, mpsc};
 use tokio::task::JoinSet;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::Shared;
 use super::backend::Network;
 use super::conduit::{BULK, Conduit};
 use super::link::{self, End, Link};
+use super::places::Places;
 use super::socket::{RecvHalf, Socket, Stream};
 use super::watch::Watch;
-use super::{MAX_FORWARDED, Shared};
 use crate::forward::{Event, Id, Session};
 use crate::input::Input;
 
@@ -49,7 +50,8 @@ const LOOKS: u32 = 6;
 struct Forwarding {
     link: Link<Session>,
     network: Arc<dyn Network>,
-    places: Arc<Semaphore>,
+    owner: Arc<str>,
+    places: Arc<Places>,
     /// Connections whose task has not ended.
     connections: Mutex<HashMap<Id, Handle>>,
 }
@@ -88,19 +90,19 @@ struct Opened {
     reset: Arc<SetOnce<()>>,
 }
 
-/// Serves a session to its end.
+/// Serves a session to its end. `pod`: its network, and the owner of the session's places.
 pub(super) async fn run(
     stream: Stream,
     watch: Watch,
     early: &[u8],
     session: Session,
-    network: Arc<dyn Network>,
+    pod: (Arc<dyn Network>, &Arc<str>),
     shared: &Shared,
 ) {
     let (mut read, write) = stream.into_split();
     let link = Link::new(session, write, watch);
-    let places = Arc::clone(&shared.forwarded);
-    let all = Arc::new(Forwarding { link, network, places, connections: Mutex::default() });
+    let (network, owner, places) = (pod.0, Arc::clone(pod.1), Arc::clone(&shared.forwarded));
+    let all = Arc::new(Forwarding { link, network, owner, places, connections: Mutex::default() });
     let (opened, mut to_open) = mpsc::channel(OPENED);
     let mut tasks = JoinSet::new();
     let connections = async {
@@ -201,12 +203,10 @@ impl Forwarding {
     /// Serves a connection to its end.
     async fn connection(self: Arc<Self>, opened: Opened) {
         let Opened { id, port, shared, queue, reset } = opened;
-        let place = self.places.try_acquire();
+        let place = self.places.take(&self.owner);
         let connect = async {
-            if place.is_err() {
-                return Err(format!(
-                    "port {port}: {MAX_FORWARDED} connections are forwarded on this node already"
-                ));
+            if let Err(full) = &place {
+                return Err(format!("port {port}: forwarded connections: {full}"));
             }
             let connected = timeout(CONNECT, self.network.connect(port)).await;
             connected.unwrap_or_else(|_| Err(format!("port {port}: no answer within {CONNECT:?}")))

@@ -13,13 +13,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::backend::{Command, Network};
+use super::places::{Full, Place};
 use super::socket::Stream;
-use super::tokens::{Kind, Target};
-use super::{MAX_SESSIONS, Shared, forward, link, remote};
+use super::tokens::{IssueError, Kind, Target};
+use super::{Shared, forward, link, remote};
 use crate::remote::{Protocol, Streams};
 use crate::{forward as forwarding, negotiate};
 
@@ -55,7 +55,7 @@ enum Work {
 /// A session, and its place among all.
 struct Begun {
     work: Work,
-    place: OwnedSemaphorePermit,
+    place: Place,
 }
 
 /// Serves a connection to its end. `place` is its place among the handshakes.
@@ -72,7 +72,7 @@ pub(super) async fn connection(shared: Arc<Shared>, stream: TcpStream, place: u6
             remote::run(stream, watch, &early, protocol, streams, command, &shared).await;
         }
         Work::Forward(session, network) => {
-            forward::run(stream, watch, &early, *session, network, &shared).await;
+            forward::run(stream, watch, &early, *session, (network, place.owner()), &shared).await;
         }
     }
     drop(place);
@@ -147,16 +147,17 @@ fn begin(shared: &Shared, request: &Parts) -> Result<(Begun, Response<()>), Refu
         refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, POST"));
         return Err(refusal);
     }
-    let target = route(request.uri.path())
+    let (target, owner) = route(request.uri.path())
         .and_then(|(kind, token)| shared.tokens.redeem(kind, token, Instant::now()))
         .ok_or_else(|| {
             refuse(StatusCode::NOT_FOUND, "this URL was not issued, was used before or has expired")
         })?;
-    let place = Arc::clone(&shared.sessions).try_acquire_owned().map_err(|_| {
-        refuse(
-            StatusCode::SERVICE_UNAVAILABLE,
-            &format!("{MAX_SESSIONS} sessions are open on this node already"),
-        )
+    let place = shared.sessions.take(&owner).map_err(|full| {
+        let status = match full {
+            Full::Node(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Full::Owner(_) => StatusCode::TOO_MANY_REQUESTS,
+        };
+        refuse(status, &IssueError::Sessions(full).to_string())
     })?;
     let (work, response) = match target {
         Target::Exec(streams, command) | Target::Attach(streams, command) => {

@@ -194,11 +194,11 @@ const TERMINAL: Streams = Streams { stdin: true, stdout: true, stderr: false, tt
 
 fn exec(server: &Running, streams: Streams, script: Script) -> (String, mpsc::UnboundedReceiver<Seen>) {
     let (command, seen) = command(script);
-    (server.urls.exec(streams, command).unwrap(), seen)
+    (server.urls.exec("pod", streams, command).unwrap(), seen)
 }
 
 fn port_forward(server: &Running, ports: &[u16]) -> String {
-    server.urls.forward(ports.to_vec(), Arc::new(Local)).unwrap()
+    server.urls.forward("pod", ports.to_vec(), Arc::new(Local)).unwrap()
 }
 
 /// A port that answers what it gets, and closes when the other side has closed.

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::backend::{Command, Network};
+use super::places::{Full, Place, Places};
 use crate::remote::Streams;
 
 /// Tokens that were issued and neither redeemed nor expired. kubelet redeems one at once, so more are a fault of a
@@ -22,11 +23,14 @@ const TOKEN_BYTES: usize = 16;
 /// Why no URL was issued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IssueError {
-    /// 1,000 are waiting.
+    /// Many were not used yet.
     #[error(
-        "{MAX_TOKENS} URLs of exec, attach and port-forward were issued and not used yet; each expires after {TOKEN_LIFE:?}"
+        "URLs of exec, attach and port-forward that were issued and not used yet: {0}; each expires after {TOKEN_LIFE:?}"
     )]
-    TooMany,
+    Tokens(Full),
+    /// Many sessions are open.
+    #[error("open sessions of exec, attach and port-forward: {0}")]
+    Sessions(Full),
     /// The kernel gave no random numbers.
     #[error("no random numbers from the kernel")]
     Random,
@@ -76,17 +80,29 @@ impl Target {
 struct Entry {
     target: Target,
     expires: Instant,
+    place: Place,
 }
 
 impl std::fmt::Debug for Entry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Entry").field("kind", &self.target.kind()).field("expires", &self.expires).finish()
+        f.debug_struct("Entry")
+            .field("kind", &self.target.kind())
+            .field("expires", &self.expires)
+            .finish_non_exhaustive()
     }
 }
 
 /// All tokens of a server.
-#[derive(Default)]
-pub(super) struct Tokens(Mutex<HashMap<String, Entry>>);
+pub(super) struct Tokens {
+    table: Mutex<HashMap<String, Entry>>,
+    places: Arc<Places>,
+}
+
+impl Default for Tokens {
+    fn default() -> Self {
+        Self { table: Mutex::default(), places: Places::new(MAX_TOKENS) }
+    }
+}
 
 impl std::fmt::Debug for Tokens {
     /// Without the tokens themselves, which are secrets.
@@ -97,28 +113,27 @@ impl std::fmt::Debug for Tokens {
 
 impl Tokens {
     /// A new token.
-    pub(super) fn issue(&self, target: Target, now: Instant) -> Result<String, IssueError> {
+    pub(super) fn issue(&self, owner: &str, target: Target, now: Instant) -> Result<String, IssueError> {
         let mut random = [0u8; TOKEN_BYTES];
         match getrandom(&mut random, GetRandomFlags::empty()) {
             Ok(TOKEN_BYTES) => {}
             _ => return Err(IssueError::Random),
         }
         let token = URL_SAFE_NO_PAD.encode(random);
-        let mut table = self.lock();
-        if table.len() >= MAX_TOKENS {
+        let (owner, mut table) = (Arc::from(owner), self.lock());
+        let place = self.places.take(&owner).or_else(|_| {
             table.retain(|_, entry| entry.expires > now);
-        }
-        if table.len() >= MAX_TOKENS {
-            return Err(IssueError::TooMany);
-        }
-        table.insert(token.clone(), Entry { target, expires: now + TOKEN_LIFE });
+            self.places.take(&owner)
+        });
+        let place = place.map_err(IssueError::Tokens)?;
+        table.insert(token.clone(), Entry { target, expires: now + TOKEN_LIFE, place });
         Ok(token)
     }
 
-    /// What the token stands for. The token cannot be used again, also if the answer is `None`.
-    pub(super) fn redeem(&self, kind: Kind, token: &str, now: Instant) -> Option<Target> {
-        let entry = self.lock().remove(token)?;
-        (entry.expires > now && entry.target.kind() == kind).then_some(entry.target)
+    /// What the token stands for, and its owner. The token cannot be used again, also if the answer is `None`.
+    pub(super) fn redeem(&self, kind: Kind, token: &str, now: Instant) -> Option<(Target, Arc<str>)> {
+        let Entry { target, expires, place } = self.lock().remove(token)?;
+        (expires > now && target.kind() == kind).then(|| (target, Arc::clone(place.owner())))
     }
 
     /// Drops what has expired; whether anything had.
@@ -130,7 +145,7 @@ impl Tokens {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -155,7 +170,7 @@ mod tests {
     #[test]
     fn a_token_can_be_redeemed_once() {
         let (tokens, now) = (Tokens::default(), Instant::now());
-        let token = tokens.issue(target(), now).unwrap();
+        let token = tokens.issue("pod", target(), now).unwrap();
         assert_eq!(token.len(), 22, "{token}");
         assert!(tokens.redeem(Kind::Forward, "other", now).is_none());
         assert!(tokens.redeem(Kind::Forward, &token, now).is_some());
@@ -165,7 +180,7 @@ mod tests {
     #[test]
     fn a_token_of_another_kind_is_used_up() {
         let (tokens, now) = (Tokens::default(), Instant::now());
-        let token = tokens.issue(target(), now).unwrap();
+        let token = tokens.issue("pod", target(), now).unwrap();
         assert!(tokens.redeem(Kind::Exec, &token, now).is_none());
         assert!(tokens.redeem(Kind::Forward, &token, now).is_none());
     }
@@ -174,13 +189,17 @@ mod tests {
     fn tokens_expire_and_make_room() {
         let (tokens, now) = (Tokens::default(), Instant::now());
         let late = now + TOKEN_LIFE;
-        let token = tokens.issue(target(), now).unwrap();
+        let token = tokens.issue("pod", target(), now).unwrap();
         assert!(tokens.redeem(Kind::Forward, &token, late).is_none(), "expired");
-        for _ in 0..MAX_TOKENS {
-            tokens.issue(target(), now).unwrap();
+        let share = MAX_TOKENS / 4;
+        for pod in ["a", "b", "c", "d"] {
+            for _ in 0..share {
+                tokens.issue(pod, target(), now).unwrap();
+            }
+            assert_eq!(tokens.issue(pod, target(), now), Err(IssueError::Tokens(Full::Owner(share))));
         }
-        assert_eq!(tokens.issue(target(), now), Err(IssueError::TooMany));
-        tokens.issue(target(), late).unwrap();
+        assert_eq!(tokens.issue("pod", target(), now), Err(IssueError::Tokens(Full::Node(MAX_TOKENS))));
+        tokens.issue("a", target(), late).unwrap();
         assert_eq!(tokens.lock().len(), 1, "the others made room");
         assert!(!tokens.sweep(late) && tokens.sweep(late + TOKEN_LIFE));
         assert_eq!(tokens.lock().len(), 0);

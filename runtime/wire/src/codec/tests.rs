@@ -75,7 +75,7 @@ fn every_message() -> Vec<Message> {
             Request::Exec { exec, container: c(), deadline_ms: Some(3000) },
             Request::KillExec { exec },
             Request::ReopenLog { container: c() },
-            Request::Attach { container: c(), stdout: true, stderr: false },
+            Request::Attach { container: c(), stdout: true, stderr: false, tell_loss: true },
             Request::CloseStdin { container: c() },
             Request::Forget { container: c() },
             Request::StopPod,

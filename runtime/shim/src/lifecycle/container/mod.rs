@@ -72,8 +72,8 @@ impl Container {
                 let action = Action::ReopenLog { requester, serial: self.serial };
                 return self.while_running(requester, "log", action, cx);
             }
-            ContainerInput::Attach { requester, stdout, stderr } => {
-                let action = Action::Attach { requester, serial: self.serial, stdout, stderr };
+            ContainerInput::Attach { requester, stdout, stderr, tell_loss } => {
+                let action = Action::Attach { requester, serial: self.serial, stdout, stderr, tell_loss };
                 return self.while_running(requester, "attach", action, cx);
             }
             ContainerInput::CloseStdin(requester) => {

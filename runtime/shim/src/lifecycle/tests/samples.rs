@@ -97,7 +97,7 @@ pub(super) fn container_inputs() -> Vec<(&'static str, ContainerInput)> {
         ("SIGKILL", kill(9, false)),
         ("all", kill(9, true)),
         ("", ContainerInput::ReopenLog(OTHER)),
-        ("", ContainerInput::Attach { requester: OTHER, stdout: true, stderr: true }),
+        ("", ContainerInput::Attach { requester: OTHER, stdout: true, stderr: true, tell_loss: true }),
         ("", ContainerInput::CloseStdin(OTHER)),
         ("", ContainerInput::Forget(OTHER)),
     ];

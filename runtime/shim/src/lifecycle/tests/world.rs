@@ -165,7 +165,8 @@ impl World {
             }
             Op::ReopenLog(number) => self.ask(Request::ReopenLog { container: id(number % 6) }, 0),
             Op::Attach(number) => {
-                self.ask(Request::Attach { container: id(number % 6), stdout: true, stderr: true }, 3)
+                let (stdout, stderr, tell_loss) = (true, true, true);
+                self.ask(Request::Attach { container: id(number % 6), stdout, stderr, tell_loss }, 3)
             }
             Op::CloseStdin(number) => self.ask(Request::CloseStdin { container: id(number % 6) }, 0),
             Op::Forget(number) => self.ask(Request::Forget { container: id(number % 6) }, 0),

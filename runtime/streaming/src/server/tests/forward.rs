@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::super::link::LINGER;
 use super::client::{Client, spdy, stream, websocket};
-use super::{STEP, Silent, echo, port_forward, server};
+use super::{Local, STEP, Silent, echo, port_forward, server};
 use crate::forward::MAX_CONNECTIONS;
 use crate::server::MAX_FORWARDED;
 use crate::testing::spdy::{Client as Spdy, FIN, Sent, data, reset};
@@ -113,7 +113,7 @@ async fn a_closed_port_costs_its_connection_only() {
 async fn a_port_without_an_answer_does_not_stop_the_others() {
     let (port, _echo) = echo().await;
     let server = server().await;
-    let url = server.urls.forward(vec![port], Arc::new(Silent)).unwrap();
+    let url = server.urls.forward("pod", vec![port], Arc::new(Silent)).unwrap();
     let mut client = Client::upgraded("POST", &url, &spdy("portforward.k8s.io")).await;
     let mut spdy = Spdy::new();
     let (_, first, bytes) = open(&mut spdy, port, 0);
@@ -284,8 +284,9 @@ async fn much_to_a_port_that_pauses() {
 async fn connections_of_all_sessions_are_limited() {
     let server = server().await;
     let mut full = Vec::new();
-    for _ in 0..MAX_FORWARDED / MAX_CONNECTIONS {
-        let url = server.urls.forward(Vec::new(), Arc::new(Silent)).unwrap();
+    for number in 0..MAX_FORWARDED / MAX_CONNECTIONS {
+        // As many as one pod can have.
+        let url = server.urls.forward(&format!("pod {number}"), Vec::new(), Arc::new(Silent)).unwrap();
         let mut client = Client::upgraded("POST", &url, &spdy("portforward.k8s.io")).await;
         let mut spdy = Spdy::new();
         let requests = 0..u32::try_from(MAX_CONNECTIONS).unwrap();
@@ -297,13 +298,18 @@ async fn connections_of_all_sessions_are_limited() {
     }
     tokio::time::sleep(Duration::from_millis(200)).await;
     let (port, _echo) = echo().await;
-    let mut client = Client::upgraded("POST", &port_forward(&server, &[]), &spdy("portforward.k8s.io")).await;
-    let mut spdy = Spdy::new();
-    let (error, _, bytes) = open(&mut spdy, port, 0);
-    client.send(&bytes).await;
-    let sent = client.frames(&mut spdy, |sent| stream(sent, error).1).await;
-    let (text, _) = stream(&sent, error);
-    assert!(String::from_utf8_lossy(&text).contains(&MAX_FORWARDED.to_string()), "{sent:?}");
+    let upgrade = spdy("portforward.k8s.io");
+    let url = server.urls.forward("pod 0", Vec::new(), Arc::new(Local)).unwrap();
+    let mut same = (Client::upgraded("POST", &url, &upgrade).await, Spdy::new());
+    let mut other = (Client::upgraded("POST", &port_forward(&server, &[]), &upgrade).await, Spdy::new());
+    for ((client, spdy), limit) in [(&mut same, MAX_CONNECTIONS), (&mut other, MAX_FORWARDED)] {
+        let (error, _, bytes) = open(spdy, port, 0);
+        client.send(&bytes).await;
+        let sent = client.frames(spdy, |sent| stream(sent, error).1).await;
+        let (text, _) = stream(&sent, error);
+        assert!(String::from_utf8_lossy(&text).contains(&limit.to_string()), "{sent:?}");
+    }
+    let (mut client, mut spdy) = other;
     // Those of a session that ends make room.
     drop(full.pop());
     for request in 1.. {

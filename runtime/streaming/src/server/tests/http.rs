@@ -7,9 +7,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::client::{Client, spdy, websocket};
-use super::{ALL, STEP, Script, exec, port_forward, server};
+use super::{ALL, STEP, Script, command, exec, port_forward, server};
 use crate::server::link::LINGER;
-use crate::server::{BindError, MAX_HANDSHAKES, MAX_SESSIONS, Options, Server};
+use crate::server::{BindError, Full, IssueError, MAX_HANDSHAKES, MAX_SESSIONS, Options, Server};
 
 async fn answer(method: &str, url: &str, headers: &str) -> String {
     Client::request(method, url, headers, b"").await.1
@@ -110,20 +110,35 @@ async fn refused_connections_make_room_for_others() {
 #[tokio::test]
 async fn a_session_too_many_is_refused_at_once() {
     let server = server().await;
-    let mut sessions = Vec::new();
-    for _ in 0..MAX_SESSIONS {
-        let (url, seen) = exec(&server, ALL, Script::Cat);
-        sessions.push((Client::upgraded("POST", &url, &spdy("v4.channel.k8s.io")).await, seen));
-    }
     let upgrade = |url: String| async move { answer("POST", &url, &spdy("v4.channel.k8s.io")).await };
-    let refused = upgrade(exec(&server, ALL, Script::Cat).0).await;
+    let issue = |pod: &str| server.urls.exec(pod, ALL, command(Script::Cat).0);
+    let late = exec(&server, ALL, Script::Cat).0;
+    let (share, mut sessions) = (MAX_SESSIONS / 4, Vec::new());
+    for pod in ["a", "b", "c", "d"] {
+        let late = issue(pod).unwrap();
+        for _ in 0..share {
+            let url = issue(pod).unwrap();
+            sessions.push(Client::upgraded("POST", &url, &spdy("v4.channel.k8s.io")).await);
+        }
+        // Others are let in, and neither a URL from before nor a new one helps this pod.
+        let refused = upgrade(late).await;
+        assert!(refused.starts_with("HTTP/1.1 429 "), "{refused}");
+        assert_eq!(issue(pod), Err(IssueError::Sessions(Full::Owner(share))));
+    }
+    let refused = upgrade(late).await;
     assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    assert_eq!(issue("pod"), Err(IssueError::Sessions(Full::Node(MAX_SESSIONS))));
     drop(sessions.pop());
     let begun = Instant::now();
-    while !upgrade(exec(&server, ALL, Script::Cat).0).await.starts_with("HTTP/1.1 101 ") {
-        assert!(begun.elapsed() < STEP, "the place of a session that has ended is not free");
+    let url = loop {
+        match issue("pod") {
+            Ok(url) => break url,
+            Err(_) => assert!(begun.elapsed() < STEP, "the place of a session that has ended is not free"),
+        }
         tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    };
+    let upgraded = upgrade(url).await;
+    assert!(upgraded.starts_with("HTTP/1.1 101 "), "{upgraded}");
 }
 
 #[tokio::test]
