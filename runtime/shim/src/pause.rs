@@ -213,7 +213,7 @@ fn is_uts(name: &str) -> bool {
 
 /// Leaves the host's files and drops all privileges.
 fn restrict(plan: &PausePlan) -> Result<(), Failed> {
-    sys::jail::empty_root().map_err(at("empty root"))?;
+    sys::jail::empty_root(&plan.file_label).map_err(at("empty root"))?;
     sys::proc::new_session();
     // Closes everything at execve, including stdio, the binary and the socket for failures, because a
     // container may run as pause's user in pause's PID namespace.

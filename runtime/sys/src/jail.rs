@@ -10,15 +10,18 @@ use crate::mount::{self, Attributes, FsOption, PropagationType};
 use crate::seccomp::{ARCH, ARCHITECTURE, Filter, NUMBER, allow_each, jump_equal, load, ret};
 
 /// Gives the calling process, which must have its own mount namespace, an empty read-only root and no other
-/// mount. The new root is attached to `/sys` of the old one before pivot_root.
+/// mount. Its folder has this SELinux label, or the policy's if it is empty. The new root is attached to `/sys` of the old
+/// one before pivot_root.
 ///
 /// # Errors
 /// The errors of the system calls.
-pub fn empty_root() -> io::Result<()> {
+pub fn empty_root(label: &str) -> io::Result<()> {
     mount::change(Path::new("/"), PropagationType::Private, true)?;
     let options = [("size", "4k"), ("nr_inodes", "2"), ("mode", "0555")];
     let attributes = Attributes { readonly: true, nosuid: true, nodev: true, noexec: true };
-    let root = mount::create("tmpfs", &options.map(|(key, value)| FsOption::Value(key, value)), attributes)?;
+    let options =
+        options.map(|(key, value)| FsOption::Value(key, value)).into_iter().chain(mount::label(label));
+    let root = mount::create("tmpfs", &options.collect::<Vec<_>>(), attributes)?;
     mount::attach_at(root.as_fd(), Path::new("/sys"))?;
     mount::pivot_into(root.as_fd())
 }

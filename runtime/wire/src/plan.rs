@@ -449,7 +449,7 @@ pub struct PausePlan {
     /// As [`ProcessPlan::selinux`].
     #[serde(skip_serializing_if = "String::is_empty")]
     pub selinux: String,
-    /// SELinux label of the files in the pod's /dev/shm; not serialized if empty.
+    /// SELinux label of pause's root and of the files in the pod's /dev/shm; not serialized if empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub file_label: String,
     /// oom_score_adj, raised if the host does not allow this value.

@@ -1,5 +1,6 @@
 //! The labels of a container's processes and of the files that it sees.
 
+use std::fs;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -70,13 +71,16 @@ async fn files_have_the_label_of_their_pod(cx: Context) -> Result<()> {
         let found = file_label(&root.join(name))?;
         ensure!(found == wanted, "/{name} has the label {found:?} instead of {wanted:?}");
     }
-    let mounts = cx.cri.sh(&id, "cat /proc/1/mountinfo").await?;
+    // critest looks for it in the mounts of PID 1, which is pause if the pod shares its PID namespace.
     let context = format!("context={wanted}");
     let quoted = format!("context=\"{wanted}\"");
-    ensure!(
-        mounts.contains(&context) || mounts.contains(&quoted),
-        "no mount has the option {quoted}: {mounts}"
-    );
+    for pid in [cx.pid(&id).await?, cx.node.pause(&pod.id)?.pid] {
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+        ensure!(
+            mounts.contains(&context) || mounts.contains(&quoted),
+            "no mount of process {pid} has the option {quoted}: {mounts}"
+        );
+    }
     Ok(())
 }
 
