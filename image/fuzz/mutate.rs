@@ -109,7 +109,7 @@ pub fn archive(input: &[u8], seed: u32) -> Option<Vec<u8>> {
             6 => put(entry, NAME, &[&other_name[..], b"/", last].concat()),
             7 => put(entry, NAME, &[parent, *random.one_of(&[&b".wh."[..], b".wh..wh."]), last].concat()),
             8 => put(entry, LINK, &other_name),
-            9 => put(entry, LINK, *random.one_of(&TARGETS)),
+            9 => put(entry, LINK, random.one_of::<&[u8]>(&TARGETS)),
             10 => put(entry, LINK, &[b"../", &own_link[..]].concat()),
             _ => entry[KIND] = *random.one_of(KINDS),
         }

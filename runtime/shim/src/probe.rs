@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, fstat, mkdirat, openat};
@@ -19,6 +19,8 @@ const HOST: u32 = 100_000;
 const LENGTH: u32 = 65_536;
 /// A file in the lower folder.
 const SAMPLE: &str = "sample";
+/// Size of each tmpfs in bytes.
+const SIZE: u64 = 1 << 20;
 
 /// What does not work, and why.
 type Reason = String;
@@ -48,7 +50,10 @@ fn works(folder: &Path) -> Result<(), Reason> {
         "the file system of {at} cannot be id-mapped; put images and containers on one that can (ext4, xfs, btrfs)"
     )))?;
     podns::enter().map_err(because("mount namespace"))?;
-    overlay(users).map_err(because("overlayfs does not accept id-mapped layers (Linux 5.19 does)"))
+    let lower = lower(users).map_err(because(
+        "tmpfs, which has secrets and tokens of service accounts, cannot be id-mapped (Linux 6.3 can do that)",
+    ))?;
+    overlay(lower.as_fd()).map_err(because("overlayfs does not accept id-mapped layers (Linux 5.19 does)"))
 }
 
 /// Creates a user namespace. The process that was created with it has ended when this returns.
@@ -70,20 +75,25 @@ fn namespace() -> io::Result<Namespaces> {
     made
 }
 
-/// Mounts an overlay whose lower folder is id-mapped: its file must belong to the mapped root, and it must be writable.
-fn overlay(users: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {
-    let tmpfs = || mount::tmpfs(0o755, 1 << 20, Attributes::default());
-    let (lower, writable) = (tmpfs()?, tmpfs()?);
-    let create = |folder: &OwnedFd, name: &str| {
-        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
-        openat(folder, name, flags, Mode::from_raw_mode(0o644))
-    };
+/// An id-mapped tmpfs with one file.
+fn lower(users: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let lower = mount::tmpfs(0o755, SIZE, Attributes::default())?;
     create(&lower, SAMPLE)?;
     mount::idmap(lower.as_fd(), users)?;
+    Ok(lower)
+}
+
+fn create(folder: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    Ok(openat(folder, name, OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::from_raw_mode(0o644))?)
+}
+
+/// Mounts an overlay on this folder: its file must belong to the mapped root, and the overlay must be writable.
+fn overlay(lower: BorrowedFd<'_>) -> io::Result<()> {
+    let writable = mount::tmpfs(0o755, SIZE, Attributes::default())?;
     for name in ["upper", "work"] {
         mkdirat(&writable, name, Mode::from_raw_mode(0o755))?;
     }
-    mount::attach_at(lower.as_fd(), Path::new(LAYERS))?;
+    mount::attach_at(lower, Path::new(LAYERS))?;
     mount::attach_at(writable.as_fd(), Path::new(WRITABLE))?;
     let (upper, work) = (format!("{WRITABLE}/upper"), format!("{WRITABLE}/work"));
     let options = [

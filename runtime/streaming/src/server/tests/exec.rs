@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::SetOnce;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::{Semaphore, SetOnce};
 use tokio::time::timeout;
 
 use super::client::{Client, spdy, stream, websocket};
 use super::{ALL, Options, Running, STEP, Script, Seen, Server, TERMINAL, exec, running, server};
 use crate::remote::{Outcome, Protocol, Streams, Version};
 use crate::server::Shared;
+use crate::server::places::Places;
 use crate::server::socket::Stream;
 use crate::testing::spdy::{Client as Spdy, FIN, Sent, data, ping};
 use crate::testing::websocket::{BINARY, CLOSE, PING, PONG, frame, message, read};
@@ -329,8 +330,8 @@ fn shared() -> Shared {
         idle: None,
         creation: STEP,
         handshakes: crate::server::Handshakes::default(),
-        sessions: Arc::new(Semaphore::new(1)),
-        forwarded: Arc::new(Semaphore::new(1)),
+        sessions: Places::new(1),
+        forwarded: Places::new(1),
         tls: None,
         freed: || (),
         stopping: SetOnce::new(),
