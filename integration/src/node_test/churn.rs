@@ -21,12 +21,14 @@ pub(crate) fn all() -> Vec<Check> {
 }
 
 /// Parts of the lines that kubelet logs when a runtime fails.
-const BAD: [&str; 20] = [
+const BAD: [&str; 21] = [
     "GenericPLEG: Unable to retrieve pods",
     "pleg was last seen active",
     "Event channel is full",
     "from runtime service failed",
     "from image service failed",
+    // It does not log NotFound, which is the right reply for a sandbox that was removed since it was listed.
+    "PodSandboxStatus of sandbox for pod",
     "CRI violation",
     "Error syncing pod, skipping",
     "CreatePodSandbox for pod failed",
@@ -104,7 +106,7 @@ async fn kubelet_logged_nothing_bad_so_far(rig: &Rig) -> Result<()> {
         // Errors of the missing image, of probes while their container restarts, of pods before there is a network,
         // and of statuses of objects that are being removed.
         .filter(|l| {
-            !["pull_image", "exec_sync", "run_podsandbox", "\"container_status\""]
+            !["pull_image", "exec_sync", "run_podsandbox", "\"container_status\"", "\"podsandbox_status\""]
                 .iter()
                 .any(|o| l.contains(o))
         })
