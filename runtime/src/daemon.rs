@@ -30,7 +30,7 @@ const WORKERS: usize = 2;
 const BLOCKING: usize = 1;
 /// Arenas of the C library's allocator, one per worker thread.
 const ARENAS: i32 = 2;
-/// Modes that new files and folders do not get, whatever the unit or the shell has.
+/// The umask: permission bits that no new file or folder gets, whatever umask was inherited.
 const UMASK: u32 = 0o022;
 /// Stack size of a worker in bytes. Futures live on the heap, and glibc's 8 MiB would only use address space.
 /// (Frames of unoptimised builds are several times as large.)

@@ -39,7 +39,7 @@ struct Records {
 /// have no record: the lease of such a container is released after its processes have ended.
 struct Known {
     pods: BTreeSet<PodId>,
-    /// Those of `pods` that are torn down: nothing but CNI DEL can be due of their networks.
+    /// Those of `pods` that are torn down: CNI DEL is all that can still be due for their networks.
     torn_down: BTreeSet<PodId>,
     containers: BTreeSet<ContainerId>,
 }

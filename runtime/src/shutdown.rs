@@ -57,7 +57,7 @@ impl Shutdown {
 
     /// Resolves when the daemon must stop.
     pub(crate) async fn wait(mut self) {
-        // An error means that the task of the signals is gone, which only happens when the runtime ends.
+        // It fails only if the runtime ends before a signal came.
         drop(self.0.wait_for(|stopping| *stopping).await);
     }
 }

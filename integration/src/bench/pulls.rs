@@ -1,10 +1,9 @@
 //! First pulls: of a large image, and of one whose layers are tiny. Each runtime has a file system of its own, made for
 //! this, on which nothing is deleted: ext4 looks long for inodes that were not deleted lately.
 //!
-//! Whoever is the first of a round would have more to do than the next one, mostly for memory: a virtual machine may give what
-//! was free for a while back to its host, and to get it again costs a pull half of its CPU time once more. So before each pull
-//! memory is taken and freed ([`touch`]), everything was read from the registry once and written to the disk, and each
-//! endpoint is in each place of the order equally often.
+//! The first pull of a round costs more: a virtual machine may have given free memory back to its host, and getting it again
+//! takes half of a pull's CPU time. So before each pull memory is taken and freed ([`touch`]), everything was read from the
+//! registry once and written to the disk, and each endpoint is in each place of the order equally often.
 
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
@@ -26,7 +25,7 @@ const TINY: usize = 10;
 /// Memory that a pull of the large image uses, in MiB, nearly all of it for the pages of files; the other's is small.
 const LARGE_MIB: usize = 1200;
 const TINY_MIB: usize = 32;
-/// Maximum number of endpoints, so that the file systems are large enough: with more there are more rounds.
+/// Maximum number of endpoints. The file systems have room for one round per endpoint.
 const MAX_ENDPOINTS: usize = 6;
 /// Size of a new file system in MiB, and its inodes, for all images together.
 pub(super) const DISK: (u64, u32) = (MAX_ENDPOINTS as u64 * 1200 + 2048, 300_000);

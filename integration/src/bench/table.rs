@@ -74,8 +74,8 @@ impl Measure {
 
     fn median(&self, endpoint: &str) -> Option<f64> {
         let values = self.sorted(endpoint);
-        // Of an even number the mean of both in the middle: one that is the first of every other round would have the first's
-        // costs.
+        // With an even number the mean of the two in the middle; otherwise whoever is first in every other round would get only
+        // the costs of being first.
         let (low, high) = (values.get(values.len().checked_sub(1)? / 2)?, values.get(values.len() / 2)?);
         Some(f64::midpoint(*low, *high))
     }

@@ -20,7 +20,6 @@ pub(super) fn tests() -> Vec<Test> {
         test!(same_layer_twice),
         test!(same_layer_thrice_around_a_whiteout),
         test!(identical_empty_layers),
-        test!(as_many_layers_as_an_overlay_can_have),
         test!(absolute_names),
         test!(entry_of_the_root_folder),
         test!(many_slashes),
@@ -123,11 +122,6 @@ async fn identical_empty_layers(cx: Context) -> Result<()> {
     let empty = layer(|_| Ok(()))?;
     let x = file("x", "x")?;
     same(&look(&cx, &[empty.clone(), x, empty.clone(), empty], None, "cat /x").await?, "x")
-}
-
-async fn as_many_layers_as_an_overlay_can_have(cx: Context) -> Result<()> {
-    let above = (1..500).map(|n| file(&format!("n/{n}"), &n.to_string())).collect::<Result<Vec<_>>>()?;
-    same(&look(&cx, &above, None, "ls /n | wc -l; cat /n/1 /n/499").await?, "499\n1499")
 }
 
 async fn absolute_names(cx: Context) -> Result<()> {

@@ -85,8 +85,8 @@ pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, passed: Passed) -> i32
     }
 }
 
-/// Waits until the sibling has called execve or ended, at most [`EXECVE_WAIT`]. A packet that the worker sent earlier would
-/// wake the shim a second time, and while execve needs the processor: 4 % of an exec's time. The wait is limited, because
+/// Waits until the sibling has called execve or ended, at most [`EXECVE_WAIT`]. If the worker sent its packet earlier, the
+/// shim would wake up twice, once while execve needs the processor: that costs 4 % of an exec. The wait is limited, because
 /// execve may hang, for example on a dead file system, and the shim must know the process in order to kill it.
 fn wait_for_execve(executes: BorrowedFd<'_>) {
     let mut poll = [rustix::event::PollFd::new(&executes, rustix::event::PollFlags::IN)];

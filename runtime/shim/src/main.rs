@@ -96,7 +96,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Is the process that a scope of systemd begins with ([`wire::HOLD`]): waits until the daemon closes the other end of stdin,
+/// The first process of a scope of systemd ([`wire::HOLD`]): waits until the daemon closes the other end of stdin,
 /// or has ended.
 fn hold() -> std::io::Result<()> {
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).map(drop)

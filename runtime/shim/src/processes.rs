@@ -77,7 +77,8 @@ pub(crate) fn was_oom_killed(cgroups: &Cgroups) -> bool {
 }
 
 /// Kills the processes of sessions in a container, and their leaders. A descendant of one of these that has started a
-/// session of its own belongs to them, as long as its ancestors live: one whose parent has ended is a daemon. Returns for
+/// session of its own belongs to them, as long as its ancestors live: one whose parent has ended has detached itself and is
+/// left alone. Returns for
 /// each session the number of processes that were found, at least 1 if not all processes could be examined (no free
 /// descriptor, too many cgroups), and the leader's exit code, if that has ended. The processes in the container's cgroup
 /// and below it are listed once for all sessions.
@@ -87,15 +88,15 @@ pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> 
         sessions.iter().zip(0..).map(|(of, index)| (of.pid, index)).collect();
     indices.sort_unstable();
     let mut results = vec![(0_u32, None); sessions.len()];
-    // All are listed before one is killed: that would part its children from it.
+    // All are listed before the first is killed: its children would get another parent.
     let (all, mut incomplete) = list(cgroups);
     for listed in &all {
         let Some(index) = session_of(*listed, &all, &indices) else { continue };
         let opened = sys::pidfd::open(listed.pid);
-        // Read after the pidfd was opened: if the process has not ended, this is its data.
+        // Read after the pidfd was opened: if it was started at the same time, it is the process that was listed.
         let examined = opened.and_then(|fd| Ok((fd, sys::proc::stat(listed.pid)?)));
         match sys::proc::unless_gone(examined) {
-            Ok(Some((fd, stat))) if stat.session == listed.session && !stat.is_over() => {
+            Ok(Some((fd, stat))) if stat.started == listed.started && !stat.is_over() => {
                 if let Some((count, _)) = results.get_mut(index) {
                     *count += 1;
                     drop(sys::pidfd::send_signal(fd.as_fd(), SIGKILL));
@@ -123,6 +124,7 @@ struct Listed {
     pid: u32,
     parent: u32,
     session: u32,
+    started: u64,
 }
 
 /// The processes in a container's cgroup and below it, sorted by pid, and whether some could not be examined.
@@ -140,7 +142,9 @@ fn list(cgroups: Option<&Cgroups>) -> (Vec<Listed>, bool) {
     let mut all = Vec::with_capacity(pids.len());
     for pid in pids {
         match sys::proc::unless_gone(sys::proc::stat(pid)) {
-            Ok(Some(stat)) => all.push(Listed { pid, parent: stat.parent, session: stat.session }),
+            Ok(Some(stat)) => {
+                all.push(Listed { pid, parent: stat.parent, session: stat.session, started: stat.started })
+            }
             Ok(None) => {}
             Err(_) => incomplete = true,
         }
@@ -157,7 +161,12 @@ fn session_of(process: Listed, all: &[Listed], indices: &[(u32, usize)]) -> Opti
             return indices.get(found).map(|(_, index)| *index);
         }
         let parent = all.binary_search_by_key(&at.parent, |listed| listed.pid).ok()?;
-        at = *all.get(parent)?;
+        let parent = *all.get(parent)?;
+        // One that is younger is not its parent: the number was used again.
+        if parent.started > at.started {
+            return None;
+        }
+        at = parent;
     }
     None
 }
@@ -255,8 +264,8 @@ mod tests {
     }
 
     #[test]
-    fn descendants_belong_to_a_session_and_daemons_do_not() {
-        let of = |pid, parent, session| Listed { pid, parent, session };
+    fn descendants_belong_to_a_session_unless_they_have_detached() {
+        let of = |pid, parent, session| Listed { pid, parent, session, started: u64::from(pid) };
         let all = [
             of(1, 900, 1),
             of(10, 900, 10),
@@ -273,12 +282,14 @@ mod tests {
             // As if pids were used again while they were listed.
             of(30, 31, 30),
             of(31, 30, 31),
+            // The parent that is listed is younger: it has the pid of the true one.
+            Listed { started: 5, ..of(40, 11, 40) },
         ];
         let indices = [(10, 1), (20, 0)];
         let found = all.map(|listed| (listed.pid, session_of(listed, &all, &indices)));
         let of_first = [10, 11, 12, 13, 15].map(|pid| (pid, Some(1)));
         let of_second = [20, 21].map(|pid| (pid, Some(0)));
-        let of_none = [1, 14, 30, 31].map(|pid| (pid, None));
+        let of_none = [1, 14, 30, 31, 40].map(|pid| (pid, None));
         let mut wanted = [&of_first[..], &of_second, &of_none].concat();
         wanted.sort_unstable();
         assert_eq!(found.as_slice(), wanted);

@@ -6,10 +6,12 @@ use super::{Error, Hierarchy, levels, names};
 use rustix::io::Errno;
 use spec::devices::DeviceRule;
 use spec::resources::Write;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// Controllers that are enabled for every leaf, where the host has them: those of the limits in CRI, of the statistics,
 /// and what programs in containers look for.
@@ -18,13 +20,15 @@ const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "hugetlb", "io", "memory", "pid
 const ENABLED: &str = "cgroup.subtree_control";
 /// The controllers that can be.
 const AVAILABLE: &str = "cgroup.controllers";
+/// At most this many warnings about controllers that are left out.
+const MAX_SAID: usize = 64;
 
 /// The controllers of a leaf.
 #[derive(Debug)]
 struct Wanted<'a> {
     /// Those to enable for it, where the host has them.
     names: Vec<&'a str>,
-    /// Its limits. A controller of one that is not optional must be enabled.
+    /// Its limits. The controller of a limit that is not optional must be enabled.
     writes: &'a [Write],
 }
 
@@ -110,6 +114,10 @@ fn enable(
     let all = all.join(" ");
     match put(&file, &all) {
         Ok(()) => return Ok(()),
+        // It has ended since it was read. Whoever makes folders tries again.
+        Err(source) if matches!(Errno::from_io_error(&source), Some(Errno::NOENT | Errno::NODEV)) => {
+            return Err(Error::io("write", &file, io::ErrorKind::NotFound.into()));
+        }
         // The folder is refused, not a controller. One by one the kernel would enable some, and make the folder threaded:
         // then no process could join the leaf (Documentation/admin-guide/cgroup-v2.rst, "Threads").
         Err(source) if matches!(Errno::from_io_error(&source), Some(Errno::BUSY | Errno::OPNOTSUPP)) => {
@@ -124,9 +132,18 @@ fn enable(
         if wanted.needing(name).is_some() {
             return Err(refused);
         }
-        tracing::warn!(error = %refused, "no limit of this cgroup needs the controller, so it is left out");
+        if is_news(folder, name) {
+            tracing::warn!(error = %refused, "no limit of this cgroup needs the controller, so it is left out");
+        }
     }
     Ok(())
+}
+
+/// Whether this was not said before: every leaf below the folder would say it again.
+fn is_news(folder: &Path, controller: &str) -> bool {
+    static SAID: Mutex<BTreeSet<(PathBuf, String)>> = Mutex::new(BTreeSet::new());
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    said.len() < MAX_SAID && said.insert((folder.to_owned(), controller.to_owned()))
 }
 
 /// Why controllers cannot be enabled, and what to do. `field`: the limit that needs them.

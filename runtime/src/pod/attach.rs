@@ -22,7 +22,7 @@ use wire::{Reply, Request};
 const LIMIT: Duration = Duration::from_secs(10);
 /// Size in bytes of the pipe of each output. While the client does not read, the shim drops what does not fit into it.
 const SLACK: usize = 256 * 1024;
-/// What a client is told that has not got all output.
+/// What a client that has missed output is told.
 const LOST: &str =
     "the container wrote faster than this client read, and output was dropped; it is in the container's log";
 

@@ -38,7 +38,7 @@ const EXIT: Duration = Duration::from_secs(1);
 /// Time limit for creating the namespaces and executing pause.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// What a failed launch does before it returns its error, for users.
+/// The step in which a failed launch is undone, as users see it.
 const UNDO: &str = "undo the failed launch";
 
 /// A pod that is launched and recorded.

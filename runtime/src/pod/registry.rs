@@ -182,7 +182,7 @@ impl Registry {
         pod: &PodId,
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T, Error> {
-        // A driver also ends with the daemon. That is no NotFound, which a stop or removal takes for success.
+        // A driver also ends with the daemon. Then the error is not NotFound: stops and removals take that for success.
         let gone = || match *self.closing.borrow() {
             true => stopping(pod),
             false => Error::new(ErrorKind::NotFound, format!("pod {pod} is gone")),
@@ -213,7 +213,7 @@ impl Registry {
 
 /// The error of a call that its pod's driver does not answer any more.
 fn stopping(pod: &PodId) -> Error {
-    let text = format!("pod {pod}: the daemon is stopping: try again when it is back");
+    let text = format!("pod {pod}: the daemon is stopping; try again when it has started again");
     Error::new(ErrorKind::Aborted, text)
 }
 

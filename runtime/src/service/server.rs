@@ -145,7 +145,7 @@ impl Socket {
         let listener = listen(path).map_err(|error| at("bind", error.into()))?;
         let bound = fs::symlink_metadata(path).map_err(|error| at("stat", error))?;
         let path_guard = SocketPath { path: path.to_owned(), inode: (bound.dev(), bound.ino()) };
-        // The umask may have taken the group's permission.
+        // The umask takes the group's permission to write.
         fs::set_permissions(path, fs::Permissions::from_mode(0o660))
             .map_err(|error| at("set the mode of", error))?;
         listener.set_nonblocking(true).map_err(|error| at("make non-blocking", error))?;

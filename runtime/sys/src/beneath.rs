@@ -66,13 +66,18 @@ pub fn folder(path: &str) -> io::Result<OwnedFd> {
     }
 }
 
-/// Opens a folder by an absolute path, as a process with the root folder `root` would; symlinks are followed, magic
-/// links are not.
+/// Opens a folder by an absolute path, as a process with the root folder `root` would. Symlinks on the way are followed,
+/// because operators link the parents of a folder to another disk; one in the place of the folder itself and magic links
+/// are not.
 ///
 /// # Errors
-/// ENOENT if it is missing; the errors of openat2(2).
+/// ENOENT if it is missing; ENOTDIR if it is a symlink; the errors of openat2(2).
 pub fn folder_in(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    open_in(root, path.trim_end_matches('/'), OFlags::NOFOLLOW)
+}
+
+fn open_in(root: BorrowedFd<'_>, path: &str, last: OFlags) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | last;
     let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     Ok(resolve(root, path, flags, Mode::empty(), within)?)
 }
@@ -82,14 +87,16 @@ pub fn folder_in(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
 /// # Errors
 /// The errors of [`folder_in`] and of mkdirat(2).
 pub fn make_folder_in(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
+    let path = path.trim_end_matches('/');
     let mut parent = root.try_clone_to_owned()?;
     for end in path.match_indices('/').map(|(slash, _)| slash).chain([path.len()]) {
         let part = path.get(..end).unwrap_or(path);
         let Some(name) = part.rsplit('/').next().filter(|name| !name.is_empty()) else { continue };
-        parent = match folder_in(root, part) {
+        let last = if end == path.len() { OFlags::NOFOLLOW } else { OFlags::empty() };
+        parent = match open_in(root, part, last) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 match mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
-                    Ok(()) | Err(Errno::EXIST) => folder_in(root, part)?,
+                    Ok(()) | Err(Errno::EXIST) => open_in(root, part, last)?,
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -165,6 +172,10 @@ mod tests {
         make_folder_in(root.as_fd(), "/link/c").unwrap();
         assert!(temp.path().join("a/b/c").is_dir());
         folder_in(root.as_fd(), "/link/../../../a/b/c").unwrap();
+        for path in ["/link", "/link/"] {
+            folder_in(root.as_fd(), path).unwrap_err();
+            make_folder_in(root.as_fd(), path).unwrap_err();
+        }
         symlink("/missing", temp.path().join("dangling")).unwrap();
         std::fs::write(temp.path().join("file"), "").unwrap();
         for path in ["/dangling", "/dangling/x", "/file", "/file/x"] {

@@ -90,7 +90,7 @@ unsafe fn clone3(flags: u64, exit_signal: i32, cgroup: Option<BorrowedFd<'_>>) -
         ..Args::default()
     };
     // SAFETY: the kernel reads `args`, of the size that is passed, and writes a number into `pidfd`; both live across
-    // the call. Without CLONE_VM this is a fork. What its child may do, the caller has promised.
+    // the call. Without CLONE_VM this is a fork. The caller has promised what its child does.
     match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<Args>()) } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),
@@ -133,7 +133,7 @@ pub fn clone3_pidfd(
 /// This process may have threads, and locks that they hold stay locked in the child: it may only make system calls, and
 /// must end by execve or [`fork::exit_now`].
 pub(crate) unsafe fn copy_in(cgroup: BorrowedFd<'_>) -> io::Result<Option<Child>> {
-    // SAFETY: CLONE_VFORK without CLONE_VM; that the child makes system calls only, the caller has promised.
+    // SAFETY: CLONE_VFORK without CLONE_VM; the caller has promised that the child makes system calls only.
     unsafe { clone3(libc::CLONE_VFORK as u64, libc::SIGCHLD, Some(cgroup)) }
 }
 

@@ -16,6 +16,8 @@ pub struct Stat {
     pub flags: u32,
     /// Threads that are not reaped, its leading one among them.
     pub threads: u32,
+    /// When it was started, in clock ticks since the boot. With the pid it identifies the process.
+    pub started: u64,
     /// Its status in the format of wait(2), once it has ended or was killed. Only a process that may trace it can see
     /// it.
     pub status: i32,
@@ -75,8 +77,9 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     // Fields 7 and 8 are of the terminal; 52 is the last.
     let flags = fields.nth(2)?.parse().ok()?;
     let threads = fields.nth(10).and_then(|field| field.parse().ok()).unwrap_or(1);
-    let status = fields.nth(31).and_then(|field| field.parse().ok()).unwrap_or(0);
-    Some(Stat { state, parent, session, flags, threads, status })
+    let started = fields.nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
+    let status = fields.nth(29).and_then(|field| field.parse().ok()).unwrap_or(0);
+    Some(Stat { state, parent, session, flags, threads, started, status })
 }
 
 /// The pid of the process that a thread belongs to (Tgid in `/proc/<tid>/status`).
@@ -287,12 +290,17 @@ mod tests {
     #[test]
     fn stat_survives_hostile_names() {
         let stat = parse_stat(b"12 (a) R 1 (x) S 7 9 5 0 -1 4194368 1 2").unwrap();
-        assert_eq!(stat, Stat { state: 'S', parent: 7, session: 5, flags: 0x40_0040, threads: 1, status: 0 });
+        assert_eq!(
+            stat,
+            Stat { state: 'S', parent: 7, session: 5, flags: 0x40_0040, threads: 1, started: 0, status: 0 }
+        );
         assert!(!stat.has_executed() && !stat.is_over());
         // Made by a kernel: a killed process that its tracer holds at PTRACE_EVENT_EXIT, and the PID 1 that waits.
         let killed = b"27273 (sleep) t 27271 27271 8570 0 -1 4195336 136 0 0 0 0 0 0 0 20 0 1 0 272502 2990080 412 18446744073709551615 94033208614912 94033208632841 140730992334512 140730992333992 140606371529987 0 0 6 0 1 0 0 17 0 0 0 0 0 0 94033208646928 94033208648192 94033842724864 140730992339657 140730992339667 140730992339667 140730992340969 9";
         let killed = parse_stat(killed).unwrap();
-        assert!(killed.is_over() && killed.code() == 137 && killed.has_executed());
+        assert!(
+            killed.is_over() && killed.code() == 137 && killed.has_executed() && killed.started == 272_502
+        );
         let waits = Stat { state: 'S', flags: 4_195_596, ..killed };
         assert!(waits.is_over() && !Stat { flags: 0, ..waits }.is_over());
         // Its leading thread has ended, another runs on.

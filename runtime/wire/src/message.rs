@@ -255,7 +255,7 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         deadline_ms: Option<u64>,
     },
-    /// Kills all processes of an exec's session with SIGKILL. An exec that has ended is not an error.
+    /// Kills all processes of an exec's session, and their descendants in sessions of their own, with SIGKILL. An exec that has ended is not an error.
     KillExec {
         /// The exec.
         exec: ExecId,
@@ -277,8 +277,9 @@ pub enum Request {
         stdout: bool,
         /// Stderr is wanted; a terminal has none.
         stderr: bool,
-        /// One byte is written to the first pipe when output is dropped for the first time. Earlier builds skip this.
-        #[serde(default)]
+        /// One byte is written to the first pipe when output is dropped for the first time. Shims of earlier builds ignore
+        /// this and write nothing.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         tell_loss: bool,
     },
     /// Closes the shim's end of a running container's stdin. (Feature `attach`.)

@@ -1,7 +1,8 @@
 //! Clients that see a container's output beside its log.
 //!
 //! Each has pipes, of which this is the writing side. What a full pipe does not take is dropped, so that a client that
-//! reads slowly, or not at all, delays neither the log nor the container. A client can ask to be told that.
+//! reads slowly, or not at all, delays neither the log nor the container. A client can ask to be told when this
+//! happens.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 

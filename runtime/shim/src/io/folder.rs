@@ -7,7 +7,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use rustix::io::Errno;
 
 /// The log folder of a pod. Operators delete and move log folders while pods run, and kubelet makes a missing one again
-/// before it creates a container. So it is looked up by its path for every file that is opened.
+/// before it creates a container. So it is looked up by its path for every file that is opened. A symlink in its place is
+/// not followed: a pod that may write to the folder of all logs could lead others' files elsewhere by it.
 #[derive(Debug)]
 pub(crate) struct LogFolder {
     /// The root of the mount namespace in which `path` is looked up.
@@ -95,6 +96,21 @@ mod tests {
         std::fs::create_dir_all(&path).unwrap();
         write(&mut folder, "4");
         assert_eq!((read(&path), read(&new.join("pod"))), ("4".into(), "123".into()));
+    }
+
+    #[test]
+    fn a_symlink_in_its_place_is_not_followed() {
+        let temp = tempfile::tempdir().unwrap();
+        let (path, moved, other) =
+            (temp.path().join("pod"), temp.path().join("moved"), temp.path().join("other"));
+        let mut folder = LogFolder::open(path.to_str().unwrap()).unwrap();
+        write(&mut folder, "1");
+        std::fs::create_dir(&other).unwrap();
+        std::fs::rename(&path, &moved).unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        write(&mut folder, "2");
+        assert_eq!(read(&moved), "12");
+        assert!(!other.join("c").exists());
     }
 
     #[test]

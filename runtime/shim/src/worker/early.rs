@@ -73,7 +73,7 @@ pub(super) fn attach(
         for mount in mounts.iter_mut().inspect(|mount| show_volume(&mount.plan.target)) {
             attached.push(match mount.place {
                 Place::Staged(index) => {
-                    // `split` has refused volumes on the others.
+                    // `split` has refused volumes on the Bidirectional volumes for which this is false.
                     if is_shared(&mount.plan)
                         && takes_volumes(&mount.plan.target)
                         && let Some(place) = resolved(root, mount)?

@@ -37,6 +37,8 @@ pub(crate) struct InitData {
     pub(crate) user: User,
     /// The write end of the start pipe: execve closes it, or init writes there why its start failed; the shim reads it.
     pub(crate) start_pipe: OwnedFd,
+    /// libcontainer's procfs ([`libcontainer_procfs`]).
+    pub(crate) procfs: ProcfsHandle,
     /// What only the worker needs. Init drops its copies; the worker takes its own back ([`Init::take_back`]).
     pub(crate) worker: WorkerOnly,
 }
@@ -65,11 +67,12 @@ impl Executor for Init {
         let Some(data) = self.data.take() else {
             return Err(ExecutorValidationError::ArgValidationError("init was prepared twice".to_owned()));
         };
-        let InitData { late, create_pipe, process, host_proc, user, start_pipe, worker } = data;
+        let InitData { late, create_pipe, process, host_proc, user, start_pipe, procfs, worker } = data;
         // libcontainer has given it another name.
         let _ = rustix::thread::set_name(TITLE);
         let prepare = || {
-            replace_host_procfs(&start_pipe).map_err(stage::internal("process", "procfs of libcontainer"))?;
+            let replaced = sys::fds::replace(procfs.as_fd(), start_pipe.as_fd());
+            replaced.map_err(stage::internal("process", "procfs of libcontainer"))?;
             send_pidfd(&worker).map_err(stage::internal("process", "pidfd of init"))?;
             let console = late.finish()?;
             drop(worker);
@@ -111,14 +114,15 @@ fn send_pidfd(worker: &WorkerOnly) -> std::io::Result<()> {
     worker.receiver.init(own.as_fd())
 }
 
-/// Keeps init from reaching the host's processes. libcontainer reads /proc with the crate pathrs, which keeps a procfs open
-/// from its first use on. That was in the worker, so it is a procfs of the host's PID namespace. execve closes it, but only
-/// after it has resolved the program's path: `/proc/self/fd/N/PID/root/...` would be a file of another process. And a process
-/// that may trace a waiting init can open its descriptors. `by` is a pipe, which execve closes as well.
-fn replace_host_procfs(by: &OwnedFd) -> std::io::Result<()> {
-    // Returns the open one, or makes one if there is none. pathrs notices that it was replaced, and makes another then.
-    let Ok(kept) = ProcfsHandle::new() else { return Ok(()) };
-    sys::fds::replace(kept.as_fd(), by.as_fd())
+/// The procfs that libcontainer reads, for the worker to open. The crate pathrs opens it once and keeps it, so init has a copy
+/// of it, which shows the processes of the host. init replaces its copy by a pipe that execve closes: execve closes
+/// descriptors only after it has resolved the program's path, which may be `/proc/self/fd/N/PID/root/...`, and a process
+/// that may trace a waiting init can open its descriptors. pathrs notices that it was replaced.
+///
+/// # Errors
+/// Those of pathrs: /proc is not there, or is no procfs.
+pub(crate) fn libcontainer_procfs() -> std::io::Result<ProcfsHandle> {
+    ProcfsHandle::new().map_err(std::io::Error::other)
 }
 
 /// Makes the terminal the caller's controlling terminal and stdio. The caller is a session leader.

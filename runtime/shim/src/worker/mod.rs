@@ -187,7 +187,9 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     };
     let worker = WorkerOnly { receiver: taken, create_pipe_read, _holders: holders, _mounts: mounts };
     let user = found.user.clone();
-    let init = Init::new(InitData { late, create_pipe, process, host_proc, user, start_pipe, worker });
+    let procfs = executor::libcontainer_procfs().map_err(internal("process", "procfs of libcontainer"))?;
+    let init =
+        Init::new(InitData { late, create_pipe, process, host_proc, user, start_pipe, procfs, worker });
     let built = container::build(&id, init.clone());
     // Closes the worker's copies of init's descriptors, among them the write ends of both pipes.
     let create_pipe_read = init.take_back().map(|worker| {

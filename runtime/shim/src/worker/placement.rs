@@ -17,7 +17,7 @@
 //!   devpts, cgroups), and those below another late one.
 //! - Staged are late ones that receive mounts from the host: they must be attached while the host's mount table is
 //!   watched. A mount that is moved receives them all the time.
-//! - A volume on a Bidirectional one at /dev is the worker's too.
+//! - Volumes on a Bidirectional volume at /dev are early although they are below /dev: the worker stages them (`nested`).
 //! - Bidirectional volumes are staged and come last, because a mount on one appears on the host. All their targets are
 //!   opened before the first is attached, and nothing but [`nested`] ones is mounted after them.
 
@@ -65,8 +65,8 @@ pub(super) fn is_shared(plan: &MountPlan) -> bool {
     matches!(&plan.kind, MountKind::Bind { propagation: Propagation::Bidirectional, .. })
 }
 
-/// Whether volumes can lie on a Bidirectional volume at this path. Not at or below /proc and /sys, and below /dev: the worker
-/// does not see what the path leads to, because init mounts there first.
+/// Whether volumes can lie on a Bidirectional volume at this path. False at and below /proc and /sys, and below /dev: init
+/// mounts there first, so the worker cannot tell where such a path leads.
 pub(super) fn takes_volumes(target: &str) -> bool {
     !is_late(target) || Path::new(target) == Path::new(DEV)
 }

@@ -80,7 +80,7 @@ pub(super) fn assemble(plan: &RootfsPlan, label: &str, at: &Path) -> Step<()> {
 fn advice(upper: &str) -> &'static str {
     match rustix::fs::statfs(upper) {
         Ok(there) if there.f_type == OVERLAYFS => {
-            ", which is itself on an overlay (a container's root): `root` must be on another file system, as that of a volume"
+            ", which is itself on an overlay (a container's root): put `root` on another file system, for example on a volume"
         }
         _ => "",
     }

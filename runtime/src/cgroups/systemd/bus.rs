@@ -16,7 +16,7 @@ pub(super) const PRIVATE: &str = "/run/systemd/private";
 const QUIET: Duration = Duration::from_millis(500);
 /// Pause between two rounds of attempts, and between two checks of a scope that an earlier connection has requested.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long the bus is asked last after it has not answered.
+/// For this long after a call without an answer, the bus is tried second.
 const DISTRUST: Duration = Duration::from_secs(60);
 /// Bytes of one read.
 const READ: usize = 16 * 1024;
@@ -45,8 +45,19 @@ enum Ended {
     Failed(#[from] Failed),
 }
 
-/// Whether the bus has lately let a call wait for its whole time, as one does that hangs. Then systemd's own socket is tried
-/// first, so that not every pod waits for the bus.
+impl Ended {
+    /// Whether the whole time has passed: without an answer, or while the peer took no connection or no bytes.
+    fn is_silence(&self) -> bool {
+        match self {
+            Self::Late => true,
+            Self::Io(error) => error.kind() == io::ErrorKind::WouldBlock,
+            _ => false,
+        }
+    }
+}
+
+/// When the bus last gave no answer within a call's time, as one that hangs. For a while systemd's own socket is tried first
+/// then, so that not every pod waits for the bus.
 #[derive(Debug, Default)]
 struct Silence(Mutex<Option<Instant>>);
 
@@ -92,7 +103,7 @@ fn make_by(
                 }
                 Err(Ended::Failed(failed)) if failed.is_systemds() => return Err(Error::Refused(failed)),
                 Err(ended) => {
-                    if peer == Peer::Bus && matches!(ended, Ended::Late) {
+                    if peer == Peer::Bus && ended.is_silence() {
                         silence.begin(Instant::now());
                     }
                     tried.push(format!("{path}: {ended}"));

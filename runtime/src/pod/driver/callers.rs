@@ -58,7 +58,8 @@ impl Callers {
 
     /// Sends the reply to a caller, which may have gone. `client`: the connection that an exec uses.
     pub(super) fn answer(&mut self, waiter: Waiter, answer: Result<Answer, Error>, client: Option<&Client>) {
-        let odd = |answer| Error::internal(format!("bug in copepod: the reply to another call: {answer:?}"));
+        let odd =
+            |answer| Error::internal(format!("bug in copepod: a call got the reply of another: {answer:?}"));
         match (self.waiting.remove(&waiter), answer) {
             (None, answer) => tracing::error!(?waiter, ?answer, "bug in copepod: a second reply to a call"),
             (Some(Caller::Unit(reply)), answer) => {

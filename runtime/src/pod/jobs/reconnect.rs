@@ -49,7 +49,7 @@ fn with_exits(
 ) -> Reconnected {
     match exits {
         Ok(exits) => (DialResult { exits, ..dialled }, connection),
-        Err(error) => silent(error.text()),
+        Err(error) => silent(format!("the daemon could not read its exit files: {}", error.text())),
     }
 }
 

@@ -81,7 +81,7 @@ impl Life {
             tracing::warn!(
                 shim = self.record.shim_pid,
                 why = reason,
-                "the shim does not respond: its pod keeps running, and connecting is retried until the shim responds or its process ends"
+                "the shim cannot be used: its pod keeps running, and connecting is retried until that works or its process ends"
             );
         }
         *why = reason;

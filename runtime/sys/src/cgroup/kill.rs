@@ -117,8 +117,8 @@ fn members(dir: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
 }
 
 /// Kills the processes that `list` returns, which is [`members`] except in tests. It is called again when the pidfds are
-/// open: the kernel may have given a pid to another process since it was listed, and the pidfd would be that one's. That
-/// they are frozen does not exclude it: on v2 a frozen process can be killed, and on v1 a process of this hierarchy may be
+/// open: the kernel may have given a pid to another process since it was listed, and the pidfd is of that one then. This
+/// can happen although they are frozen: on v2 a frozen process can be killed, and on v1 a process of this hierarchy may be
 /// elsewhere in that of the freezer.
 fn kill_members(list: &mut impl FnMut() -> io::Result<Vec<u32>>) -> io::Result<()> {
     for some in list()?.chunks(MAX_OPEN) {
