@@ -11,12 +11,12 @@
 //! and then has a session until it ends, the client leaves or nothing has been transferred for some time. What a URL
 //! stands for is an object of the caller ([`Command`], [`Network`]): this crate knows neither pods nor containers.
 //!
-//! Limits: `MAX_TOKENS` tokens, `MAX_SESSIONS` sessions (one more is refused), of each of which one owner can have a quarter
-//! (`places`), and `MAX_HANDSHAKES` connections that have presented no token yet, or were refused and are still open. One more closes the oldest of those, so that a client without
-//! a token cannot keep out one that has one. A session's memory is its buffers (160 KiB for exec, up to 128 KiB for each
-//! connection of port-forward, of which there are at most `MAX_FORWARDED`) and what its protocol keeps. What a port sends in
-//! large pieces moves through a pipe in the kernel instead (`conduit`): two descriptors, and at most 64 KiB that are on
-//! their way.
+//! Limits: `MAX_TOKENS` unused tokens and `MAX_SESSIONS` sessions, of which one owner can have a part (`places`). Also
+//! `MAX_HANDSHAKES` connections that have presented no token yet, or were refused and are still open: one more closes the
+//! oldest, so that a client without a token cannot keep out one that has one. A session's memory is its buffers (160 KiB
+//! for exec, up to 128 KiB for each connection of port-forward, of which there are at most `MAX_FORWARDED`) and what its
+//! protocol keeps. What a port sends in large pieces moves through a pipe in the kernel instead (`conduit`): two
+//! descriptors, and at most 64 KiB that are on their way.
 
 mod backend;
 mod conduit;
@@ -136,7 +136,7 @@ pub struct Server {
     shared: Arc<Shared>,
 }
 
-/// Issues URLs. `owner` is the id of the pod that a URL is for: one pod can have only a quarter of the unused URLs, of the
+/// Issues URLs. `owner` is the id of the pod that a URL is for: one pod can have only a part of the unused URLs, of the
 /// sessions and of the forwarded connections.
 #[derive(Debug, Clone)]
 pub struct Urls {

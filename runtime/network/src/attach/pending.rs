@@ -131,7 +131,7 @@ impl DelQueue {
         self.changed.notify_one();
     }
 
-    /// Whether the pod's DEL is due.
+    /// Whether the pod has a pending DEL.
     pub(super) fn has(&self, pod: &PodId) -> bool {
         self.entries().contains_key(pod)
     }
@@ -272,7 +272,7 @@ impl Cni {
         }
     }
 
-    /// Adds a DEL that is pending since before this daemon was started; it begins at once.
+    /// Adds a DEL that is pending since before this daemon was started; it begins as soon as `upkeep` has a place.
     pub fn add_pending_del(&self, pod: &PodId, netns: &Path) {
         self.0.pending.add(pod, netns, State::Due(Instant::now()));
         self.0.pending.changed.notify_one();

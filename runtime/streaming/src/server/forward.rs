@@ -90,18 +90,18 @@ struct Opened {
     reset: Arc<SetOnce<()>>,
 }
 
-/// Serves a session to its end. `pod`: its network, and the owner of the session's places.
+/// Serves a session to its end, with the pod's network and the owner of the session's places.
 pub(super) async fn run(
     stream: Stream,
     watch: Watch,
     early: &[u8],
     session: Session,
-    pod: (Arc<dyn Network>, &Arc<str>),
+    (network, owner): (Arc<dyn Network>, &Arc<str>),
     shared: &Shared,
 ) {
     let (mut read, write) = stream.into_split();
     let link = Link::new(session, write, watch);
-    let (network, owner, places) = (pod.0, Arc::clone(pod.1), Arc::clone(&shared.forwarded));
+    let (owner, places) = (Arc::clone(owner), Arc::clone(&shared.forwarded));
     let all = Arc::new(Forwarding { link, network, owner, places, connections: Mutex::default() });
     let (opened, mut to_open) = mpsc::channel(OPENED);
     let mut tasks = JoinSet::new();

@@ -1,11 +1,9 @@
-//! Places of which there is a limited number, and of which one owner can take only a part, so that it cannot keep out
-//! all others.
+//! Places of which there is a limited number. An owner takes one only while it has fewer than are free, so that it cannot
+//! keep out all others. The first gets half of them, and one that comes later half of what is left. Owners that take
+//! places in turn all get the same number, and leave as many for another one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// One owner can take this part of all places: a quarter.
-const SHARE: usize = 4;
 
 /// Why there is no place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -13,8 +11,8 @@ pub enum Full {
     /// All places are taken.
     #[error("there are {0} on this node already, and no more are allowed")]
     Node(usize),
-    /// The owner has its share.
-    #[error("this pod has {0} already, and one pod may have no more")]
+    /// The owner has so many, and no more than these are free.
+    #[error("this pod has {0}, as many as are free on the node; one pod may have no more")]
     Owner(usize),
 }
 
@@ -66,11 +64,12 @@ impl Places {
     }
 
     fn room(&self, taken: &Taken, owner: &str) -> Result<(), Full> {
-        let share = self.limit / SHARE;
-        if taken.owners.get(owner).is_some_and(|of_owner| *of_owner >= share) {
-            return Err(Full::Owner(share));
+        let has = taken.owners.get(owner).copied().unwrap_or(0);
+        match self.limit.saturating_sub(taken.all) {
+            0 => Err(Full::Node(self.limit)),
+            free if has >= free => Err(Full::Owner(has)),
+            _ => Ok(()),
         }
-        if taken.all >= self.limit { Err(Full::Node(self.limit)) } else { Ok(()) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
@@ -103,23 +102,53 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_owner_has_its_share_and_all_have_the_limit() {
-        let places = Places::new(8);
-        let owners = ["a", "b", "c", "d", "e"].map(Arc::<str>::from);
-        let mut taken = Vec::new();
-        for owner in &owners[..4] {
-            for _ in 0..2 {
-                taken.push(places.take(owner).unwrap());
+    /// Takes places until there is none for the owner; why not.
+    fn fill(places: &Arc<Places>, owner: &Arc<str>, taken: &mut Vec<Place>) -> Full {
+        loop {
+            match places.take(owner) {
+                Ok(place) => taken.push(place),
+                Err(full) => return full,
             }
-            assert_eq!(places.take(owner).unwrap_err(), Full::Owner(2));
         }
-        assert_eq!(places.take(&owners[4]).unwrap_err(), Full::Node(8));
+    }
+
+    #[test]
+    fn an_owner_has_no_more_than_are_free() {
+        let (places, mut taken) = (Places::new(8), Vec::new());
+        let owners = ["a", "b", "c", "d", "e"].map(Arc::<str>::from);
+        assert_eq!(fill(&places, &owners[0], &mut taken), Full::Owner(4));
+        assert_eq!(fill(&places, &owners[1], &mut taken), Full::Owner(2));
+        assert_eq!(fill(&places, &owners[2], &mut taken), Full::Owner(1));
+        assert_eq!(fill(&places, &owners[3], &mut taken), Full::Node(8));
+        assert_eq!(places.check("a"), Err(Full::Node(8)));
         assert_eq!(taken.pop().unwrap().owner(), &owners[3]);
-        assert_eq!(places.check("a"), Err(Full::Owner(2)));
+        assert_eq!(places.check("a"), Err(Full::Owner(4)));
         assert_eq!(places.check("e"), Ok(()));
         drop(places.take(&owners[4]).unwrap());
         taken.clear();
         assert!(places.lock().owners.is_empty() && places.lock().all == 0, "{places:?}");
+    }
+
+    #[test]
+    fn owners_that_take_in_turn_get_the_same() {
+        let (places, mut taken) = (Places::new(8), Vec::new());
+        let owners = ["a", "b", "c"].map(Arc::<str>::from);
+        for owner in owners.iter().cycle().take(6) {
+            taken.push(places.take(owner).unwrap());
+        }
+        for owner in &owners {
+            assert_eq!(places.take(owner).unwrap_err(), Full::Owner(2));
+        }
+        assert_eq!(places.check("d"), Ok(()));
+    }
+
+    #[test]
+    fn the_only_place_is_for_the_first() {
+        let places = Places::new(1);
+        let place = places.take(&Arc::from("a")).unwrap();
+        assert_eq!(places.check("a"), Err(Full::Node(1)));
+        assert_eq!(places.check("b"), Err(Full::Node(1)));
+        drop(place);
+        assert_eq!(places.check("b"), Ok(()));
     }
 }

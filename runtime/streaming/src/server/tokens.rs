@@ -191,15 +191,19 @@ mod tests {
         let late = now + TOKEN_LIFE;
         let token = tokens.issue("pod", target(), now).unwrap();
         assert!(tokens.redeem(Kind::Forward, &token, late).is_none(), "expired");
-        let share = MAX_TOKENS / 4;
-        for pod in ["a", "b", "c", "d"] {
+        // Each pod gets half of what is left.
+        let mut left = MAX_TOKENS;
+        while left > 1 {
+            let (pod, share) = (left.to_string(), left.div_ceil(2));
             for _ in 0..share {
-                tokens.issue(pod, target(), now).unwrap();
+                tokens.issue(&pod, target(), now).unwrap();
             }
-            assert_eq!(tokens.issue(pod, target(), now), Err(IssueError::Tokens(Full::Owner(share))));
+            left -= share;
+            assert_eq!(tokens.issue(&pod, target(), now), Err(IssueError::Tokens(Full::Owner(share))));
         }
+        tokens.issue("last", target(), now).unwrap();
         assert_eq!(tokens.issue("pod", target(), now), Err(IssueError::Tokens(Full::Node(MAX_TOKENS))));
-        tokens.issue("a", target(), late).unwrap();
+        tokens.issue("1000", target(), late).unwrap();
         assert_eq!(tokens.lock().len(), 1, "the others made room");
         assert!(!tokens.sweep(late) && tokens.sweep(late + TOKEN_LIFE));
         assert_eq!(tokens.lock().len(), 0);

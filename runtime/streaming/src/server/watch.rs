@@ -16,7 +16,7 @@ use sys::tcp::{self, Answers};
 /// vanished. The time is that of keepalive. It is not enough alone: in the end a window of 0 is probed only every two
 /// minutes.
 const SILENT: Duration = Duration::from_secs(120);
-/// See [`SILENT`].
+/// Packets left unanswered in that time.
 const UNANSWERED: u32 = 3;
 
 /// Another descriptor of a client's socket: the halves are in use while they wait.

@@ -1,6 +1,7 @@
 //! Port-forward.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -11,7 +12,7 @@ use super::super::link::LINGER;
 use super::client::{Client, spdy, stream, websocket};
 use super::{Local, STEP, Silent, echo, port_forward, server};
 use crate::forward::MAX_CONNECTIONS;
-use crate::server::MAX_FORWARDED;
+use crate::server::{MAX_FORWARDED, Network, Pending};
 use crate::testing::spdy::{Client as Spdy, FIN, Sent, data, reset};
 use crate::testing::websocket::{BINARY, message, read};
 
@@ -279,37 +280,68 @@ async fn much_to_a_port_that_pauses() {
     assert!(all == many(), "the same bytes in the same order");
 }
 
+/// A network without an answer, which counts the connections that have their place and are asked for.
+#[derive(Default)]
+struct Counted(AtomicUsize);
+
+impl Network for Counted {
+    fn connect(&self, _: u16) -> Pending<Result<TcpStream, String>> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Box::pin(std::future::pending())
+    }
+}
+
+/// A session of this pod with so many connections, of which each has its place.
+async fn holding(server: &super::Running, pod: &str, connections: usize) -> Client {
+    let network = Arc::new(Counted::default());
+    let url = server.urls.forward(pod, Vec::new(), network.clone()).unwrap();
+    let (mut client, mut spdy) =
+        (Client::upgraded("POST", &url, &spdy("portforward.k8s.io")).await, Spdy::new());
+    let requests = 0..u32::try_from(connections).unwrap();
+    let bytes: Vec<u8> = requests.flat_map(|request| open(&mut spdy, 80, request).2).collect();
+    client.send(&bytes).await;
+    let replies = |sent: &[Sent]| sent.iter().filter(|frame| matches!(frame, Sent::Reply(_))).count();
+    client.frames(&mut spdy, |sent| replies(sent) == 2 * connections).await;
+    let placed = async {
+        while network.0.load(Ordering::Relaxed) < connections {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(STEP, placed).await.expect("all have a place");
+    client
+}
+
+/// A connection that is refused; why.
+async fn refused(client: &mut Client, spdy: &mut Spdy, port: u16) -> String {
+    let (error, _, bytes) = open(spdy, port, 0);
+    client.send(&bytes).await;
+    let sent = client.frames(spdy, |sent| stream(sent, error).1).await;
+    String::from_utf8(stream(&sent, error).0).unwrap()
+}
+
 /// The limit of a session is not one of the node: 512 connections each of many sessions took the daemon's memory and descriptors.
 #[tokio::test]
 async fn connections_of_all_sessions_are_limited() {
     let server = server().await;
-    let mut full = Vec::new();
-    for number in 0..MAX_FORWARDED / MAX_CONNECTIONS {
-        // As many as one pod can have.
-        let url = server.urls.forward(&format!("pod {number}"), Vec::new(), Arc::new(Silent)).unwrap();
-        let mut client = Client::upgraded("POST", &url, &spdy("portforward.k8s.io")).await;
-        let mut spdy = Spdy::new();
-        let requests = 0..u32::try_from(MAX_CONNECTIONS).unwrap();
-        let bytes: Vec<u8> = requests.flat_map(|request| open(&mut spdy, 80, request).2).collect();
-        client.send(&bytes).await;
-        let replies = |sent: &[Sent]| sent.iter().filter(|frame| matches!(frame, Sent::Reply(_))).count();
-        client.frames(&mut spdy, |sent| replies(sent) == 2 * MAX_CONNECTIONS).await;
-        full.push(client);
-    }
-    tokio::time::sleep(Duration::from_millis(200)).await;
     let (port, _echo) = echo().await;
     let upgrade = spdy("portforward.k8s.io");
-    let url = server.urls.forward("pod 0", Vec::new(), Arc::new(Local)).unwrap();
-    let mut same = (Client::upgraded("POST", &url, &upgrade).await, Spdy::new());
-    let mut other = (Client::upgraded("POST", &port_forward(&server, &[]), &upgrade).await, Spdy::new());
-    for ((client, spdy), limit) in [(&mut same, MAX_CONNECTIONS), (&mut other, MAX_FORWARDED)] {
-        let (error, _, bytes) = open(spdy, port, 0);
-        client.send(&bytes).await;
-        let sent = client.frames(spdy, |sent| stream(sent, error).1).await;
-        let (text, _) = stream(&sent, error);
-        assert!(String::from_utf8_lossy(&text).contains(&limit.to_string()), "{sent:?}");
+    // Each pod gets half of what is left.
+    let (mut left, mut full) = (MAX_FORWARDED, Vec::new());
+    while left > 1 {
+        let (pod, share) = (left.to_string(), left / 2);
+        for begun in (0..share).step_by(MAX_CONNECTIONS) {
+            full.push(holding(&server, &pod, MAX_CONNECTIONS.min(share - begun)).await);
+        }
+        left -= share;
+        let url = server.urls.forward(&pod, Vec::new(), Arc::new(Local)).unwrap();
+        let why = refused(&mut Client::upgraded("POST", &url, &upgrade).await, &mut Spdy::new(), port).await;
+        assert!(why.contains(&format!("this pod has {share},")), "{why}");
     }
-    let (mut client, mut spdy) = other;
+    full.push(holding(&server, "last", 1).await);
+    let mut client = Client::upgraded("POST", &port_forward(&server, &[]), &upgrade).await;
+    let mut spdy = Spdy::new();
+    let why = refused(&mut client, &mut spdy, port).await;
+    assert!(why.contains(&format!("there are {MAX_FORWARDED} on this node")), "{why}");
     // Those of a session that ends make room.
     drop(full.pop());
     for request in 1.. {

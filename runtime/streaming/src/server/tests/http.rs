@@ -112,19 +112,26 @@ async fn a_session_too_many_is_refused_at_once() {
     let server = server().await;
     let upgrade = |url: String| async move { answer("POST", &url, &spdy("v4.channel.k8s.io")).await };
     let issue = |pod: &str| server.urls.exec(pod, ALL, command(Script::Cat).0);
-    let late = exec(&server, ALL, Script::Cat).0;
-    let (share, mut sessions) = (MAX_SESSIONS / 4, Vec::new());
-    for pod in ["a", "b", "c", "d"] {
-        let late = issue(pod).unwrap();
-        for _ in 0..share {
-            let url = issue(pod).unwrap();
-            sessions.push(Client::upgraded("POST", &url, &spdy("v4.channel.k8s.io")).await);
+    let session =
+        |url: String| async move { Client::upgraded("POST", &url, &spdy("v4.channel.k8s.io")).await };
+    // Each pod gets half of what is left.
+    let (mut left, mut sessions) = (MAX_SESSIONS, Vec::new());
+    while left > 1 {
+        let (pod, share) = (left.to_string(), left / 2);
+        for _ in 1..share {
+            sessions.push(session(issue(&pod).unwrap()).await);
         }
+        // Only now, as a URL expires, and all these sessions take their time on a slow machine.
+        let (last, late) = (issue(&pod).unwrap(), issue(&pod).unwrap());
+        sessions.push(session(last).await);
+        left -= share;
         // Others are let in, and neither a URL from before nor a new one helps this pod.
         let refused = upgrade(late).await;
         assert!(refused.starts_with("HTTP/1.1 429 "), "{refused}");
-        assert_eq!(issue(pod), Err(IssueError::Sessions(Full::Owner(share))));
+        assert_eq!(issue(&pod), Err(IssueError::Sessions(Full::Owner(share))));
     }
+    let (last, late) = (issue("last").unwrap(), issue("late").unwrap());
+    sessions.push(session(last).await);
     let refused = upgrade(late).await;
     assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
     assert_eq!(issue("pod"), Err(IssueError::Sessions(Full::Node(MAX_SESSIONS))));
