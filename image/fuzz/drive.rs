@@ -17,8 +17,8 @@ pub fn write(seeds: &[Vec<u8>]) {
     }
 }
 
-/// Changes an input in place; returns its new size. In every other call by `structured`, or else, and if that gives nothing that
-/// fits, by libFuzzer.
+/// Changes an input in place; returns its new size. Every other call uses `structured`. The rest, and those for which it gives
+/// nothing that fits, libFuzzer does.
 pub fn change(
     data: &mut [u8],
     size: usize,

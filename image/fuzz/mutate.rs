@@ -51,7 +51,7 @@ pub fn json(input: &[u8], seed: u32) -> Option<Vec<u8>> {
     Some([&[*how], &document[..]].concat())
 }
 
-/// The elements (`false`) and members (`true`) at any depth. What is no JSON may have any.
+/// The elements (`false`) and members (`true`) at any depth. For what is not JSON the result is arbitrary.
 fn items(json: &[u8]) -> Vec<(bool, Range<usize>)> {
     let (mut open, mut found) = (Vec::new(), Vec::new());
     let (mut at, mut in_text) = (0, false);
@@ -123,7 +123,7 @@ pub fn archive_with_how(input: &[u8], seed: u32) -> Option<Vec<u8>> {
     Some([&[*how], &archive(bytes, seed)?[..]].concat())
 }
 
-/// The entries with their content, in whole blocks.
+/// The entries with their content, in whole blocks, except for a last one that is cut off.
 fn entries(bytes: &[u8]) -> Vec<Vec<u8>> {
     let (mut left, mut found) = (bytes, Vec::new());
     while left.len() >= BLOCK {

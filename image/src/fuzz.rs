@@ -209,7 +209,7 @@ mod tests {
         for (number, seed) in (0..).zip(seeds::manifest()) {
             for round in 0..50 {
                 let Some(mutant) = mutate::json(&seed, number * 1000 + round) else { continue };
-                assert_eq!(is_json(&seed), is_json(&mutant), "{}", mutant.escape_ascii());
+                assert!(is_json(&mutant) || !is_json(&seed), "{}", mutant.escape_ascii());
                 most = most.max(mutant.len() / seed.len());
                 changed += usize::from(mutant != seed);
                 super::document(&mutant);

@@ -3,7 +3,7 @@
 use crate::ImageStore;
 use crate::archive::{Archive, ArchiveSource, Found, MAX_ARCHIVE, MAX_TAGS};
 use crate::error::{Error, Result};
-use crate::lane::{unpacking, waiting};
+use crate::lane::{for_space, unpacking};
 use crate::record::Pruned;
 use crate::reference::Reference;
 use crate::spool::Spool;
@@ -127,7 +127,7 @@ impl ImageStore {
         let _step = progress::enter("remove unused images", "the disk of the image store is slow or hangs");
         let store = self.store.clone();
         // It may wait long for the space.
-        waiting(move || store.prune(dry_run)).await
+        for_space(move || store.prune(dry_run)).await
     }
 }
 

@@ -1,5 +1,6 @@
 //! Threads for the blocking work of this crate: one lane for the store's short operations, one for work on the content of
-//! layers, which may take hours, and one for waits for disk space, of two minutes at most.
+//! layers, which may take hours, and one for waits for disk space: 90 seconds at most, or longer if the disk was full and
+//! the waiter deletes what is to be deleted itself.
 
 use crate::error::{Error, Result};
 use pool::{Lane, Size};
@@ -8,10 +9,12 @@ use tokio::runtime::Handle;
 
 /// Maximum number of operations that wait for a thread.
 const WAITING: usize = 4096;
+/// At most 64 transfers have a place and 16 go on without one, and two imports and two exports run. The other 12 are for
+/// images that are made durable, and for transfers that have ended but whose threads have not yet.
+const UNPACK_THREADS: usize = 96;
 
 static STORE: LazyLock<Lane> = LazyLock::new(|| lane("images", 1, 16));
-/// At most 64 transfers have a place, 16 go on without one, and two imports and two exports run.
-static UNPACK: LazyLock<Lane> = LazyLock::new(|| lane("unpack", 0, 96));
+static UNPACK: LazyLock<Lane> = LazyLock::new(|| lane("unpack", 0, UNPACK_THREADS));
 static SPACE: LazyLock<Lane> = LazyLock::new(|| lane("space", 0, 16));
 
 fn lane(name: &'static str, kept_threads: usize, max_threads: usize) -> Lane {
@@ -38,7 +41,7 @@ pub(crate) async fn unpacking<T: Send + 'static>(
 }
 
 /// Runs what may wait for disk space. It waits neither behind transfers, whose time has no limit, nor does it delay leases.
-pub(crate) async fn waiting<T: Send + 'static>(
+pub(crate) async fn for_space<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     on(&SPACE, work).await
@@ -104,7 +107,7 @@ mod tests {
         let (open, gate) = std::sync::mpsc::channel::<()>();
         let gate = Arc::new(std::sync::Mutex::new(gate));
         // As many transfers as there are threads, and one that waits for one.
-        let transfers: Vec<_> = (0..97)
+        let transfers: Vec<_> = (0..=UNPACK_THREADS)
             .map(|_| {
                 let gate = gate.clone();
                 tokio::spawn(unpacking(move || {
@@ -118,7 +121,7 @@ mod tests {
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
-        let waited = tokio::time::timeout(Duration::from_secs(60), waiting(|| Ok(7))).await;
+        let waited = tokio::time::timeout(Duration::from_secs(60), for_space(|| Ok(7))).await;
         assert_eq!(waited.expect("it waits for a thread of transfers").unwrap(), 7);
         assert!(transfers.iter().all(|transfer| !transfer.is_finished()));
         drop(open);

@@ -43,7 +43,7 @@ use reference::Reference;
 pub use registry::{InvalidProxy, Proxies};
 
 use causes::with_causes;
-use lane::{blocking, waiting};
+use lane::{blocking, for_space};
 use pull::Puller;
 use std::fmt;
 use std::path::PathBuf;
@@ -262,7 +262,7 @@ impl ImageStore {
         let (store, name) = (self.store.clone(), name.to_owned());
         let Some(removed) = blocking(move || store.remove(&name)).await? else { return Ok(()) };
         let store = self.store.clone();
-        let waited = waiting(move || {
+        let waited = for_space(move || {
             store.wait_for_space(removed);
             Ok(())
         });

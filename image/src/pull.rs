@@ -2,7 +2,7 @@
 //! reference with the same credentials share one pull.
 
 use crate::error::{Error, Result};
-use crate::lane::{blocking, unpacking, waiting};
+use crate::lane::{blocking, for_space, unpacking};
 use crate::manifest::Descriptor;
 use crate::record::ImageRecord;
 use crate::reference::{Digest, Reference};
@@ -24,8 +24,9 @@ use tokio::sync::mpsc;
 
 /// Maximum number of received parts that wait for the unpacking thread, of 64 KiB, or at most twice as much.
 const WAITING: usize = 16;
-/// Maximum number of layers in an image: as many as an overlay can have. Docker's builder stops at 127, BuildKit does not.
-const MAX_LAYERS: usize = 500;
+/// Maximum number of layers in an image. Docker builds none with more than 127. overlayfs supports 500, but some kernels take
+/// only one page of options, which is enough for 160 layers.
+const MAX_LAYERS: usize = 128;
 /// Maximum size of a layer's archive after decompression, in bytes.
 const MAX_LAYER_BYTES: u64 = 64 << 30;
 /// Maximum number of entries in a layer, and of files and folders that it creates.
@@ -199,7 +200,7 @@ impl Puller {
             return result;
         }
         let store = self.store.clone();
-        if waiting(move || store.make_room(before)).await? {
+        if for_space(move || store.make_room(before)).await? {
             self.layer(source, pins, layer, diff_id).await
         } else {
             result
@@ -254,7 +255,7 @@ impl Puller {
             // If the input ends early, this fails and deletes its folder.
             let unpacked = tokio::spawn(unpacking(move || {
                 let ingest = store.new_ingest()?;
-                let stats = unpack(input, &expected, ingest.path(), &|| place.give_back())?;
+                let stats = unpack(input, &expected, ingest.path(), &place)?;
                 store.publish_layer(ingest, &expected.diff_id, stats)?;
                 drop(pins);
                 Ok(())

@@ -6,12 +6,14 @@
 //! may take as long as it needs, as long as it makes some progress within a longer limit: kubelet may pull one image at a
 //! time, and have others wait.
 //!
-//! A transfer that has to wait for something else than the network can give its place back and go on without one
-//! ([`Place`]).
+//! A transfer that has to wait for memory can give its place back and go on without one ([`Place`]). The number of these is
+//! limited too. Who has memory that others wait for is cancelled in the same way, with or without a place.
 
 use crate::error::{Error, Result};
+use crate::unpack::Sharer;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -19,6 +21,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 /// A transfer makes progress when this many bytes have arrived.
 const PROGRESS_BYTES: u64 = 64 << 10;
+/// Maximum number of transfers that go on without a place: they use threads and memory beside the others.
+const MAX_WITHOUT_PLACE: usize = 16;
+/// Maximum number of these from one registry.
+const MAX_WITHOUT_PLACE_OF_ONE: usize = 4;
 
 /// The running transfers of a node.
 #[derive(Debug)]
@@ -43,6 +49,14 @@ struct Running {
     cancel: Notify,
     /// Its places at the registry and on the node; `None` once they were given back.
     permits: Mutex<Option<[OwnedSemaphorePermit; 2]>>,
+    /// Whether it has memory that others may wait for.
+    has_memory: AtomicBool,
+}
+
+impl Running {
+    fn has_place(&self) -> bool {
+        lock(&self.permits).is_some()
+    }
 }
 
 #[derive(Debug)]
@@ -54,6 +68,8 @@ struct Progress {
     bytes: u64,
     /// Whether the transfer waits for the network now.
     waits: bool,
+    /// Whether it was cancelled. It may take a while to end.
+    is_cancelled: bool,
     /// When it last stopped to wait for the network.
     stopped_waiting: Instant,
 }
@@ -85,9 +101,16 @@ impl Transfers {
         let now = Instant::now();
         let running = Arc::new(Running {
             registry: registry.to_owned(),
-            progress: Mutex::new(Progress { at: now, bytes: 0, waits: false, stopped_waiting: now }),
+            progress: Mutex::new(Progress {
+                at: now,
+                bytes: 0,
+                waits: false,
+                is_cancelled: false,
+                stopped_waiting: now,
+            }),
             cancel: Notify::new(),
             permits: Mutex::new(Some([of_registry, of_node])),
+            has_memory: AtomicBool::new(false),
         });
         lock(&self.running).push(running.clone());
         Ok(Transfer { place: Place { transfers: self.clone(), running } })
@@ -105,7 +128,8 @@ impl Transfers {
         semaphore
     }
 
-    /// Waits for a place. Meanwhile idle transfers that have one are cancelled: those for which `has_place` is true.
+    /// Waits for a place. Meanwhile idle transfers that have one are cancelled: those with a place for which `has_place` is
+    /// true.
     async fn permit(
         &self,
         semaphore: &Arc<Semaphore>,
@@ -117,23 +141,24 @@ impl Transfers {
             if let Ok(permit) = timeout(self.idle_limit / 10, &mut permit).await {
                 return permit.map_err(|_| Error::Cancelled);
             }
-            self.cancel_idlest(&has_place);
+            self.cancel_idlest(|running| running.has_place() && has_place(running));
         }
     }
 
-    /// Of the transfers for which `has_place` is true, cancels the one that has been idle for longest, if that has reached
-    /// the limit.
-    fn cancel_idlest(&self, has_place: impl Fn(&Running) -> bool) {
-        let mut running = lock(&self.running);
+    /// Of the transfers for which `has_it` is true, cancels the one that has been idle for longest, if that has reached the
+    /// limit.
+    fn cancel_idlest(&self, has_it: impl Fn(&Running) -> bool) {
+        let running = lock(&self.running);
         let idle = |one: &Running| {
             let progress = lock(&one.progress);
-            progress.waits.then(|| progress.at.elapsed()).filter(|idle| *idle >= self.idle_limit)
+            let may = progress.waits && !progress.is_cancelled;
+            may.then(|| progress.at.elapsed()).filter(|idle| *idle >= self.idle_limit)
         };
-        let all = running.iter().enumerate().filter(|(_, one)| has_place(one));
-        let longest = all.filter_map(|(at, one)| Some((idle(one)?, at))).max();
-        if let Some((_, at)) = longest {
-            // Removed from the list, so that it is cancelled only once.
-            running.swap_remove(at).cancel.notify_one();
+        let all = running.iter().filter(|one| has_it(one));
+        let longest = all.filter_map(|one| Some((idle(one)?, one))).max_by_key(|(idle, _)| *idle);
+        if let Some((_, one)) = longest {
+            lock(&one.progress).is_cancelled = true;
+            one.cancel.notify_one();
         }
     }
 }
@@ -145,12 +170,24 @@ pub(crate) struct Place {
     running: Arc<Running>,
 }
 
-impl Place {
-    /// Gives the place back. Does not block. The transfer may go on, and its longer limit stays; that others wait is no
-    /// reason to cancel it any more, because they would gain nothing.
-    pub(crate) fn give_back(&self) {
-        lock(&self.transfers.running).retain(|one| !Arc::ptr_eq(one, &self.running));
-        drop(lock(&self.running.permits).take());
+/// That others wait for a place is no reason to cancel a transfer that has left its own: they would gain nothing. Its longer
+/// limit stays, and that others wait for its memory is one.
+impl Sharer for Place {
+    fn leave_place(&self) {
+        let running = lock(&self.transfers.running);
+        let without = || running.iter().filter(|one| !one.has_place());
+        let of_registry = without().filter(|one| one.registry == self.running.registry).count();
+        if of_registry < MAX_WITHOUT_PLACE_OF_ONE && without().count() < MAX_WITHOUT_PLACE {
+            drop(lock(&self.running.permits).take());
+        }
+    }
+
+    fn set_has_memory(&self, has: bool) {
+        self.running.has_memory.store(has, Ordering::Relaxed);
+    }
+
+    fn cancel_idlest_with_memory(&self) {
+        self.transfers.cancel_idlest(|running| running.has_memory.load(Ordering::Relaxed));
     }
 }
 
@@ -229,13 +266,15 @@ pub(crate) struct Stalled {
 impl fmt::Display for Stalled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "less than {} KiB in {} s", PROGRESS_BYTES >> 10, self.limit.as_secs_f32())?;
-        f.write_str(if self.others_wait { " while others wait for its place" } else { "" })
+        f.write_str(if self.others_wait { " while others wait for its place or memory" } else { "" })
     }
 }
 
 impl Drop for Transfer {
     fn drop(&mut self) {
-        self.place.give_back();
+        let Place { transfers, running } = &self.place;
+        lock(&transfers.running).retain(|one| !Arc::ptr_eq(one, running));
+        drop(lock(&running.permits).take());
     }
 }
 
@@ -301,7 +340,7 @@ mod tests {
             let one = transfers.enter("a").await.unwrap();
             assert!(timeout(IDLE_LIMIT, transfers.enter("a")).await.is_err(), "there is one place");
             let place = one.place().clone();
-            place.give_back();
+            place.leave_place();
             let two = transfers.enter("a").await.unwrap();
             // A third one waits, for the place of the second: the first is not cancelled, although it is idle for longer.
             let first = tokio::spawn(async move {
@@ -316,10 +355,55 @@ mod tests {
             assert!(second.await.unwrap().is_err());
             first.await.unwrap().unwrap();
             // The end of the first one, and a repeated call, give back nothing more.
-            place.give_back();
+            place.leave_place();
             assert!(timeout(IDLE_LIMIT, transfers.enter("a")).await.is_err(), "there are two places");
             drop(third);
             transfers.enter("a").await.unwrap();
+        });
+    }
+
+    #[test]
+    fn who_waits_for_memory_cancels_who_has_it_and_is_idle() {
+        runtime().block_on(async {
+            let transfers = Arc::new(Transfers::new(3, IDLE_LIMIT, FOREVER));
+            let (one, two) = (transfers.enter("a").await.unwrap(), transfers.enter("a").await.unwrap());
+            let waits = transfers.enter("b").await.unwrap();
+            // One has neither a place nor the memory, the other one, later, the memory alone.
+            let places = [one.place().clone(), two.place().clone()];
+            places.iter().for_each(Sharer::leave_place);
+            let (first, second) = (tokio::spawn(stalled(one)), tokio::spawn(stalled(two)));
+            tokio::time::sleep(2 * IDLE_LIMIT).await;
+            waits.place().cancel_idlest_with_memory();
+            places[1].set_has_memory(true);
+            tokio::time::sleep(IDLE_LIMIT).await;
+            assert!(!first.is_finished() && !second.is_finished());
+            waits.place().cancel_idlest_with_memory();
+            assert!(second.await.unwrap().unwrap_err().to_string().contains("while others wait"));
+            waits.place().cancel_idlest_with_memory();
+            tokio::time::sleep(IDLE_LIMIT).await;
+            assert!(!first.is_finished());
+        });
+    }
+
+    #[test]
+    fn few_leave_their_places_and_fewer_of_one_registry() {
+        runtime().block_on(async {
+            let transfers = Arc::new(Transfers::new(32, IDLE_LIMIT, FOREVER));
+            let mut all = Vec::new();
+            for registry in ["a", "b", "c", "d", "e"] {
+                for _ in 0..=MAX_WITHOUT_PLACE_OF_ONE {
+                    let transfer = transfers.enter(registry).await.unwrap();
+                    transfer.place().leave_place();
+                    all.push(transfer);
+                }
+            }
+            let kept = |all: &[Transfer]| all.iter().filter(|one| one.place.running.has_place()).count();
+            assert_eq!(kept(&all), all.len() - MAX_WITHOUT_PLACE);
+            assert_eq!(kept(&all[..5]), 1, "of the first registry");
+            // The end of one lets another one do so.
+            drop(all.swap_remove(0));
+            all.iter().for_each(|one| one.place().leave_place());
+            assert_eq!(kept(&all), all.len() - MAX_WITHOUT_PLACE);
         });
     }
 

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// Maximum number of members. An image has at most four a layer, and there are at most 500 layers.
+/// Maximum number of members. An image has at most four a layer, and there are at most 128 layers.
 pub(super) const MAX_MEMBERS: usize = 32_768;
 /// Maximum size of the names of all members and of the targets of links, in bytes.
 const MAX_NAMES: usize = 4 << 20;

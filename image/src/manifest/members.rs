@@ -124,7 +124,7 @@ const MANIFEST: &[Member] = &[
     honoured(
         "/layers",
         "null",
-        "Lowest first. Absent: none. At most 500, as many as the config has `rootfs.diff_ids`",
+        "Lowest first. Absent: none. At most 128, as many as the config has `rootfs.diff_ids`",
     ),
     refused(
         "/layers/*/mediaType",

@@ -104,8 +104,7 @@ impl Credentials {
     }
 }
 
-/// The path of a host without its `v2`, which stands at the end, or, where `hosts.toml` has `override_path`, also at the
-/// beginning.
+/// The path of a host without its `v2`: usually its last part; with `override_path` it may be the first instead.
 fn project(path: &str) -> String {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let parts = match &parts[..] {

@@ -17,15 +17,18 @@ use sys::spawn::{Binary, Program};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
-/// Time limit for one answer, with the wait for other helpers ([`RUNNING`]). The helpers of cloud providers ask a server.
+/// Time limit for one answer, and for the wait for other helpers before it ([`RUNNING`]). The helpers of cloud providers ask a
+/// server.
 const LIMIT: Duration = Duration::from_secs(30);
 /// Maximum length of the answer in bytes. Tokens of cloud providers have some 4 KiB.
 const MAX_ANSWER: u64 = 64 << 10;
 /// Maximum number of characters that an error quotes of what a helper printed.
 const MAX_WORDS: usize = 300;
-/// Limits the helpers that run at once to 4. The others wait.
-static RUNNING: Semaphore = Semaphore::const_new(4);
+/// Maximum number of helpers that run at once. The others wait.
+const MAX_RUNNING: usize = 4;
+static RUNNING: Semaphore = Semaphore::const_new(MAX_RUNNING);
 /// What helpers print if they have nothing for a registry, with a failure as their exit status.
 const NOTHING: &str = "credentials not found";
 
@@ -40,6 +43,11 @@ pub(crate) enum Problem {
     Run { program: String, source: io::Error },
     #[error("{program} has not answered within {} s", LIMIT.as_secs())]
     Hung { program: String },
+    #[error(
+        "{program} was not started: {MAX_RUNNING} other credential helpers have run for {} s",
+        LIMIT.as_secs()
+    )]
+    Busy { program: String },
     #[error("{program} ended with {status}: {words}")]
     Failed { program: String, status: ExitStatus, words: String },
     #[error("{program} printed no valid answer")]
@@ -71,12 +79,11 @@ async fn get_from(folders: &OsStr, helper: &str, server: &str) -> Result<Option<
         return Err(Problem::Name(one_line(helper, MAX_WORDS)));
     }
     let program = format!("docker-credential-{helper}");
-    let asked = async {
-        // The semaphore is never closed.
-        let _place = RUNNING.acquire().await;
-        ask(folders, &program, server).await
-    };
-    let Ok(asked) = tokio::time::timeout(LIMIT, asked).await else { return Err(Problem::Hung { program }) };
+    // The semaphore is never closed.
+    let Ok(place) = timeout(LIMIT, RUNNING.acquire()).await else { return Err(Problem::Busy { program }) };
+    let asked = timeout(LIMIT, ask(folders, &program, server)).await;
+    drop(place);
+    let Ok(asked) = asked else { return Err(Problem::Hung { program }) };
     let (status, output) = asked?;
     let text = String::from_utf8_lossy(&output);
     if !status.success() {
@@ -176,6 +183,17 @@ mod tests {
         ] {
             assert_eq!(answer(nothing).await.unwrap(), None, "{nothing}");
         }
+    }
+
+    /// The clock is paused: it jumps to the time limit.
+    #[tokio::test(start_paused = true)]
+    async fn a_helper_that_was_not_started_is_not_called_slow() {
+        let _all = RUNNING.acquire_many(4).await.unwrap();
+        let problem = answer("exit 0").await.unwrap_err();
+        assert_eq!(
+            problem.to_string(),
+            "docker-credential-test was not started: 4 other credential helpers have run for 30 s"
+        );
     }
 
     #[tokio::test]

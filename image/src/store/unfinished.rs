@@ -26,7 +26,7 @@ const MAX_KEPT: usize = 64;
 /// Layers of failed pulls are given up if less than this part of the space or inodes is free. By default kubelet removes
 /// images and then evicts pods when less than 15 % are.
 const FREE_SHARE: u64 = 6;
-/// Maximum size of a pull's file, in bytes; 500 layers take less than 64 KiB.
+/// Maximum size of a pull's file, in bytes; 128 layers take less than 20 KiB.
 const MAX_FILE: u64 = 256 << 10;
 
 /// A pull as stored.

@@ -2,35 +2,34 @@
 //!
 //! A decoder keeps as much of what it has made as the frame's window states, up to 128 MiB. RFC 8878 asks decoders for 8 MiB
 //! and encoders not to need more, so that much every transfer may have, and their number is limited. Larger windows share
-//! one room: a frame with one waits until there is place for it. Frames with small windows never wait.
+//! one room: a frame with one waits until a part of it is free. Frames with small windows never wait.
 //!
 //! Who waits gives back the transfer's place, and goes on without one, so that a slow layer with such a window holds up
-//! only others of its kind. There are few of these; the next ones keep their places while they wait. Nobody who waits
-//! for the room has what others need to leave it.
+//! only others of its kind. There are few of these; the next ones keep their places while they wait. Whoever has a part of
+//! the room while others wait is cancelled if its registry sends nothing for some time ([`Sharer`]). Nobody who waits for
+//! the room has what others need to leave it.
 
-use super::ZSTD_MAGIC;
 use super::gzip::Peek;
+use super::{Sharer, ZSTD_MAGIC};
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer};
 
-/// Largest window that needs no place in the room, in bytes.
+/// Largest window that needs no part of the room, in bytes.
 const SMALL: u64 = 8 << 20;
 /// Largest window, in bytes, and its logarithm. The decoder refuses larger ones.
 const LARGEST: u64 = 1 << LARGEST_LOG;
 const LARGEST_LOG: u32 = 27;
 /// Longest header of a frame, in bytes.
 const MAX_HEADER: usize = 18;
-/// How long a frame waits for its place. Those before it make progress, or their transfers are given up.
+/// How long a frame waits for its part of the room. Those before it make progress, or their transfers are given up.
 const PATIENCE: Duration = Duration::from_secs(3600);
-/// How often a frame that waits looks whether its pull has been cancelled.
+/// How often a frame that waits looks whether its pull has been cancelled, and whether another is to be.
 const LOOK: Duration = Duration::from_secs(1);
 /// Maximum number of frames that wait. Each has a thread, and at most 64 transfers have a place and 16 have none.
 const MAX_WAITING: usize = 80;
-/// Maximum number of layers whose transfers go on without a place: they use threads and memory beside the others.
-const MAX_WITHOUT_PLACE: usize = 16;
 
 /// The memory for large windows of the whole process.
 pub(super) static ROOM: Room = Room::new(LARGEST, PATIENCE);
@@ -50,23 +49,19 @@ struct State {
     used: u64,
     next_ticket: u64,
     waiting: VecDeque<u64>,
-    without_place: usize,
 }
-
-/// One of the layers that go on without their transfer's place, until drop.
-#[derive(Debug)]
-struct WithoutPlace<'a>(&'a Room);
 
 /// A part of the room, returned on drop.
 #[derive(Debug)]
-struct Place<'a> {
+struct Part<'a> {
     room: &'a Room,
     bytes: u64,
+    sharer: &'a dyn Sharer,
 }
 
 impl Room {
     const fn new(size: u64, patience: Duration) -> Self {
-        let state = State { used: 0, next_ticket: 0, waiting: VecDeque::new(), without_place: 0 };
+        let state = State { used: 0, next_ticket: 0, waiting: VecDeque::new() };
         Self { size, patience, state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -75,20 +70,19 @@ impl Room {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a place of so many bytes. `on_wait` is called once if it has to wait. `is_cancelled` tells whether nobody
-    /// needs the place any more.
+    /// Waits for a part of so many bytes, for `sharer`. `is_cancelled` tells whether nobody needs it any more.
     ///
     /// # Errors
     /// `ResourceBusy` if too many wait, if it takes too long, or if it was cancelled.
-    fn take(
-        &self,
+    fn take<'a>(
+        &'a self,
         bytes: u64,
-        on_wait: impl FnOnce(),
+        sharer: &'a dyn Sharer,
         is_cancelled: impl Fn() -> bool,
-    ) -> io::Result<Place<'_>> {
+    ) -> io::Result<Part<'a>> {
         let mut state = self.state();
         if state.waiting.len() >= MAX_WAITING {
-            return Err(self.busy(bytes, &format!("{MAX_WAITING} other layers wait for a place")));
+            return Err(self.busy(bytes, &format!("{MAX_WAITING} other layers wait for a part")));
         }
         let ticket = state.next_ticket;
         state.next_ticket += 1;
@@ -97,35 +91,33 @@ impl Room {
             |state: &mut State| state.waiting.front() != Some(&ticket) || state.used + bytes > self.size;
         if must_wait(&mut state) {
             drop(state);
-            on_wait();
+            sharer.leave_place();
             state = self.state();
         }
         let until = Instant::now() + self.patience;
         while must_wait(&mut state) && Instant::now() < until && !is_cancelled() {
-            let waited = self.changed.wait_timeout(state, LOOK);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let waited = self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner);
+            state = waited.0;
+            // One of those who wait is enough.
+            if waited.1.timed_out() && state.waiting.front() == Some(&ticket) {
+                drop(state);
+                sharer.cancel_idlest_with_memory();
+                state = self.state();
+            }
         }
-        let has_place = !must_wait(&mut state);
+        let has_part = !must_wait(&mut state);
         state.waiting.retain(|other| *other != ticket);
-        if has_place {
+        if has_part {
             state.used += bytes;
         }
         drop(state);
         // The next one is the first now.
         self.changed.notify_all();
-        if has_place {
-            return Ok(Place { room: self, bytes });
+        if has_part {
+            sharer.set_has_memory(true);
+            return Ok(Part { room: self, bytes, sharer });
         }
         Err(self.busy(bytes, &format!("other layers have used them for {} s", self.patience.as_secs())))
-    }
-
-    /// Whether one more layer may go on without its transfer's place.
-    fn leave_place(&self) -> Option<WithoutPlace<'_>> {
-        let mut state = self.state();
-        (state.without_place < MAX_WITHOUT_PLACE).then(|| {
-            state.without_place += 1;
-            WithoutPlace(self)
-        })
     }
 
     fn busy(&self, bytes: u64, why: &str) -> io::Error {
@@ -139,16 +131,11 @@ impl Room {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Part<'_> {
     fn drop(&mut self) {
+        self.sharer.set_has_memory(false);
         self.room.state().used -= self.bytes;
         self.room.changed.notify_all();
-    }
-}
-
-impl Drop for WithoutPlace<'_> {
-    fn drop(&mut self) {
-        self.0.state().without_place -= 1;
     }
 }
 
@@ -159,18 +146,14 @@ pub(super) struct Frames<'a, R> {
     in_frame: bool,
     room: &'a Room,
     /// For the window of the decoder.
-    place: Option<Place<'a>>,
-    /// Gives back the place of the transfer.
-    give_back: &'a dyn Fn(),
-    /// Once it was given back.
-    without_place: Option<WithoutPlace<'a>>,
+    part: Option<Part<'a>>,
+    sharer: &'a dyn Sharer,
 }
 
 impl<'a, R: Peek> Frames<'a, R> {
-    /// `give_back` is called once, if a frame has to wait for the room: it gives back the place of the layer's transfer.
-    pub(super) fn new(input: &'a mut R, room: &'a Room, give_back: &'a dyn Fn()) -> io::Result<Self> {
-        let decoder = decoder()?;
-        Ok(Self { input, decoder, in_frame: false, room, place: None, give_back, without_place: None })
+    /// `sharer` is the transfer of the layer.
+    pub(super) fn new(input: &'a mut R, room: &'a Room, sharer: &'a dyn Sharer) -> io::Result<Self> {
+        Ok(Self { input, decoder: decoder()?, in_frame: false, room, part: None, sharer })
     }
 
     /// Prepares for the next frame; `false` if there is none.
@@ -181,22 +164,14 @@ impl<'a, R: Peek> Frames<'a, R> {
         }
         // The decoder tells what is wrong with what is no frame, or with a window that is too large.
         let window = window(head).filter(|window| (SMALL + 1..=LARGEST).contains(window)).unwrap_or(0);
-        let has = self.place.as_ref().map_or(0, |place| place.bytes);
+        let has = self.part.as_ref().map_or(0, |part| part.bytes);
         if window > has || window == 0 && has > 0 {
             // The old memory is freed before more is waited for: who waits must not have what others wait for.
             self.decoder = decoder()?;
-            self.place = None;
-            let (room, without_place, give_back) = (self.room, &mut self.without_place, self.give_back);
-            let on_wait = || {
-                if without_place.is_none() {
-                    *without_place = room.leave_place();
-                    if without_place.is_some() {
-                        give_back();
-                    }
-                }
-            };
+            self.part = None;
             let is_cancelled = || self.input.is_cut_off();
-            self.place = (window > 0).then(|| room.take(window, on_wait, is_cancelled)).transpose()?;
+            self.part =
+                (window > 0).then(|| self.room.take(window, self.sharer, is_cancelled)).transpose()?;
         } else {
             self.decoder.reinit()?;
         }
@@ -261,6 +236,7 @@ impl<R: Peek> Read for Frames<'_, R> {
 mod tests {
     use super::*;
     use std::io::{BufRead, Cursor, Write as _};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
     use zstd::zstd_safe::CParameter;
 
     impl Peek for Cursor<Vec<u8>> {
@@ -275,7 +251,32 @@ mod tests {
     }
 
     const NEVER: fn() -> bool = || false;
-    const NOTHING: fn() = || ();
+
+    impl Sharer for () {
+        fn leave_place(&self) {}
+        fn set_has_memory(&self, _has: bool) {}
+        fn cancel_idlest_with_memory(&self) {}
+    }
+
+    /// Counts the calls.
+    #[derive(Debug, Default)]
+    struct Counts {
+        waits: AtomicUsize,
+        has_memory: AtomicBool,
+        cancels: AtomicUsize,
+    }
+
+    impl Sharer for Counts {
+        fn leave_place(&self) {
+            self.waits.fetch_add(1, Relaxed);
+        }
+        fn set_has_memory(&self, has: bool) {
+            assert_ne!(self.has_memory.swap(has, Relaxed), has);
+        }
+        fn cancel_idlest_with_memory(&self) {
+            self.cancels.fetch_add(1, Relaxed);
+        }
+    }
 
     /// A frame with this window. Like most programs that compress a stream, it does not state the size.
     fn frame(content: &[u8], window_log: u32) -> Vec<u8> {
@@ -287,7 +288,7 @@ mod tests {
 
     fn decoded(stream: Vec<u8>, room: &Room) -> io::Result<Vec<u8>> {
         let (mut input, mut content) = (Cursor::new(stream), Vec::new());
-        Frames::new(&mut input, room, &NOTHING)?.read_to_end(&mut content)?;
+        Frames::new(&mut input, room, &())?.read_to_end(&mut content)?;
         Ok(content)
     }
 
@@ -320,12 +321,12 @@ mod tests {
         assert_eq!(decoded(mixed.clone(), &room).unwrap(), b"small large large small large ");
         assert_eq!(room.state().used, 0);
         // Others have the room.
-        let place = room.take(1, NOTHING, NEVER).unwrap();
+        let part = room.take(1, &(), NEVER).unwrap();
         assert_eq!(decoded(small, &room).unwrap(), b"small ");
         let error = decoded(mixed, &room).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
         assert!(error.to_string().contains("64 MiB"), "{error}");
-        drop(place);
+        drop(part);
         // One larger than any room is refused and not waited for.
         let error = decoded(frame(b"x", 28), &room).unwrap_err();
         assert!(error.to_string().contains("too much memory"), "{error}");
@@ -341,79 +342,62 @@ mod tests {
     #[test]
     fn who_is_cancelled_waits_no_longer() {
         let room = Room::new(10, Duration::from_secs(3600));
-        let _place = room.take(8, NOTHING, NEVER).unwrap();
-        assert_eq!(room.take(10, NOTHING, || true).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        let _part = room.take(8, &(), NEVER).unwrap();
+        assert_eq!(room.take(10, &(), || true).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         assert!(room.state().waiting.is_empty());
     }
 
     #[test]
-    fn places_are_given_in_the_order_of_requests() {
+    fn parts_are_given_in_the_order_of_requests() {
         let room = Room::new(10, Duration::from_secs(3600));
-        let place = room.take(8, NOTHING, NEVER).unwrap();
+        let part = room.take(8, &(), NEVER).unwrap();
         std::thread::scope(|scope| {
             let waits = |number| {
                 while room.state().waiting.len() < number {
                     std::thread::yield_now()
                 }
             };
-            let large = scope.spawn(|| drop(room.take(10, NOTHING, NEVER).unwrap()));
+            let large = scope.spawn(|| drop(room.take(10, &(), NEVER).unwrap()));
             waits(1);
             // It would fit, but then the large one might wait for ever.
-            let small = scope.spawn(|| drop(room.take(1, NOTHING, NEVER).unwrap()));
+            let small = scope.spawn(|| drop(room.take(1, &(), NEVER).unwrap()));
             waits(2);
             assert!(!small.is_finished());
-            drop(place);
+            drop(part);
             large.join().unwrap();
             small.join().unwrap();
         });
         assert_eq!(room.state().used, 0);
         room.state().waiting.extend(0..MAX_WAITING as u64);
-        assert_eq!(room.take(1, NOTHING, NEVER).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        assert_eq!(room.take(1, &(), NEVER).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
     }
 
     #[test]
-    fn who_waits_gives_its_place_back_once() {
+    fn who_waits_leaves_its_place_and_cancels_who_is_idle() {
         let room = Room::new(64 << 20, Duration::from_secs(3600));
-        let given_back = std::sync::atomic::AtomicUsize::new(0);
-        let count = || given_back.load(std::sync::atomic::Ordering::Relaxed);
-        let give_back = || {
-            given_back.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        };
-        let now = || {
-            let state = room.state();
-            (state.without_place, state.waiting.len(), state.used)
-        };
-        let read = |stream: Vec<u8>| {
+        let read = |stream: Vec<u8>, sharer: &Counts| {
             let (mut input, mut content) = (Cursor::new(stream), Vec::new());
-            Frames::new(&mut input, &room, &give_back).unwrap().read_to_end(&mut content).unwrap();
+            Frames::new(&mut input, &room, sharer).unwrap().read_to_end(&mut content).unwrap();
             content
         };
-        // Small windows, between which the room is given back, and large ones.
+        // A small window, for which the room is given back, between large ones.
         let stream = [frame(b"a", 26), frame(b"b", 23), frame(b"c", 26)].concat();
-        assert_eq!(read(stream.clone()), b"abc");
-        assert_eq!(count(), 0, "there was room");
-        let place = room.take(64 << 20, NOTHING, NEVER).unwrap();
+        let (first, next) = (Counts::default(), Counts::default());
+        assert_eq!(read(stream.clone(), &first), b"abc");
+        assert_eq!(first.waits.load(Relaxed), 0, "there was room");
+        let part = room.take(64 << 20, &first, NEVER).unwrap();
+        assert!(first.has_memory.load(Relaxed));
         std::thread::scope(|scope| {
-            let waits = scope.spawn(|| read(stream.clone()));
-            while count() == 0 {
-                std::thread::yield_now();
+            let waits = scope.spawn(|| read(stream.clone(), &next));
+            while next.cancels.load(Relaxed) == 0 {
+                std::thread::sleep(Duration::from_millis(5));
             }
-            assert_eq!(now(), (1, 1, 64 << 20));
-            drop(place);
+            assert!(!next.has_memory.load(Relaxed));
+            drop(part);
             assert_eq!(waits.join().unwrap(), b"abc");
         });
-        assert_eq!((count(), now()), (1, (0, 0, 0)));
-        // If many have done so, one keeps its place.
-        let many: Vec<_> = (0..MAX_WITHOUT_PLACE).map(|_| room.leave_place().unwrap()).collect();
-        let place = room.take(64 << 20, NOTHING, NEVER).unwrap();
-        std::thread::scope(|scope| {
-            let waits = scope.spawn(|| read(stream.clone()));
-            while now().1 == 0 {
-                std::thread::yield_now();
-            }
-            drop(place);
-            assert_eq!(waits.join().unwrap(), b"abc");
-        });
-        assert_eq!((count(), now()), (1, (many.len(), 0, 0)));
+        assert_eq!(next.waits.load(Relaxed), 1);
+        assert!(!first.has_memory.load(Relaxed) && !next.has_memory.load(Relaxed));
+        assert_eq!(room.state().used, 0);
     }
 }

@@ -71,13 +71,23 @@ pub(crate) struct Expected {
     pub(crate) max_entries: u64,
 }
 
-/// Unpacks `input` into `folder`, which must be empty. Blocks. Files are written but not synced. `give_back` is called if it
-/// has to wait for other layers: it gives back what they may need.
+/// The transfer of a layer, as one of those that share memory. Nothing here blocks.
+pub(crate) trait Sharer: fmt::Debug + Sync {
+    /// Before it waits for memory: gives the transfer's place back, unless too many others have done so.
+    fn leave_place(&self);
+    /// Tells whether it has memory that others may wait for.
+    fn set_has_memory(&self, has: bool);
+    /// Called now and then by whoever waits for the memory, and is next: of the transfers that have some, cancels the one
+    /// that has made no progress for longest, if that is too long.
+    fn cancel_idlest_with_memory(&self);
+}
+
+/// Unpacks `input` into `folder`, which must be empty. Blocks. Files are written but not synced.
 pub(crate) fn unpack(
     input: async_mpsc::Receiver<Bytes>,
     expected: &Expected,
     folder: &Path,
-    give_back: &(dyn Fn() + Sync),
+    sharer: &dyn Sharer,
 ) -> Result<LayerStats> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = fs::open(folder, flags, Mode::empty()).map_err(failed(expected, "open", folder))?;
@@ -89,7 +99,7 @@ pub(crate) fn unpack(
     thread::scope(|scope| {
         let inflate = thread::Builder::new()
             .name("inflate".to_owned())
-            .spawn_scoped(scope, move || inflate(input, expected, &filled, &empty_buffers, give_back))
+            .spawn_scoped(scope, move || inflate(input, expected, &filled, &empty_buffers, sharer))
             .map_err(failed(expected, "start thread for", folder))?;
         let mut archive = tar::Reader::new(ArchiveStream::new(full_buffers, emptied, expected));
         let written = apply::Applier::new(root).run(&mut archive, expected.max_entries);
@@ -208,7 +218,7 @@ fn inflate(
     expected: &Expected,
     filled: &mpsc::SyncSender<Vec<u8>>,
     empty_buffers: &mpsc::Receiver<Vec<u8>>,
-    give_back: &dyn Fn(),
+    sharer: &dyn Sharer,
 ) -> Inflated {
     let (current, hasher) = (Bytes::new(), expected.digest.hasher());
     let mut source = Download { input, current, hasher, received: 0, size: expected.size };
@@ -227,7 +237,7 @@ fn inflate(
     };
     let result = match compression {
         Compression::Gzip => fill_buffers(gzip::Members::new(&mut source), filled, empty_buffers),
-        Compression::Zstd => frames::Frames::new(&mut source, &frames::ROOM, give_back)
+        Compression::Zstd => frames::Frames::new(&mut source, &frames::ROOM, sharer)
             .and_then(|frames| fill_buffers(frames, filled, empty_buffers)),
         Compression::None => fill_buffers(&mut source, filled, empty_buffers),
     };

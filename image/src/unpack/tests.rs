@@ -126,7 +126,7 @@ fn run_in_chunks(size: usize, bytes: &[u8], expected: &Expected, folder: &Path) 
             }
         }
     });
-    let result = unpack(receiver, expected, folder, &|| ());
+    let result = unpack(receiver, expected, folder, &());
     feeder.join().unwrap();
     result
 }

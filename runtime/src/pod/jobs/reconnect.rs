@@ -96,7 +96,10 @@ mod tests {
         let (read, _) = with_exits(gone(), Ok(exits.clone()));
         assert_eq!((read.shim, read.exits), (Shim::Gone, exits));
         let (unread, connection) = with_exits(gone(), Err(Error::internal("no thread")));
-        assert_eq!((unread.shim, unread.why.as_str()), (Shim::Silent, "no thread"));
+        assert_eq!(
+            (unread.shim, unread.why.as_str()),
+            (Shim::Silent, "the daemon could not read its exit files: no thread")
+        );
         assert!(connection.is_none());
     }
 }
