@@ -145,16 +145,9 @@ impl Life {
             | Stage::Exiting { start: Some(callers), .. }
             | Stage::Exited { start: Some(callers), .. } => callers.push(waiter),
             Stage::Created { start, .. } => match next_phase(&container.record, ContainerEvent::Started) {
-                Ok(phase) => {
+                Ok(_) => {
                     *start = Start::Requested(vec![waiter]);
-                    // The job writes this record while it sends the request: a daemon that reads it must assume that
-                    // the container runs, and asks the shim. The published state changes only with the shim's report.
-                    let intent = ContainerRecord {
-                        phase,
-                        started_at: self.now.wall,
-                        ..ContainerRecord::clone(&container.record)
-                    };
-                    self.actions.push(Action::SetContainerRecord(Arc::new(intent)));
+                    self.set_record(id);
                     self.begin(Job::Start(id.clone()));
                 }
                 Err(error) => {

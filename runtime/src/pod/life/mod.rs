@@ -53,7 +53,7 @@ pub(crate) use link::GREETING;
 use crate::error::Error;
 use model::transition::{self, ContainerEvent, PodEvent};
 use model::{ContainerId, ContainerPhase, ContainerRecord, PodPhase, PodRecord};
-use stage::{Container, Fate, Link, PodStage};
+use stage::{Container, Fate, Link, PodStage, Stage, Start};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -295,7 +295,21 @@ impl Life {
     /// Sets what the next write of a container's record contains.
     fn set_record(&mut self, id: &ContainerId) {
         if let Some(container) = self.containers.get(id) {
-            self.actions.push(Action::SetContainerRecord(Arc::clone(&container.record)));
+            self.actions.push(Action::SetContainerRecord(self.durable(container)));
+        }
+    }
+
+    /// What is written of a container. Once its start is requested, a daemon that reads the record must assume that it runs,
+    /// and asks the shim. The published state changes only with the shim's report.
+    fn durable(&self, container: &Container) -> Arc<ContainerRecord> {
+        let record = &container.record;
+        match (&container.stage, next_phase(record, ContainerEvent::Started)) {
+            (Stage::Created { start: Start::Requested(_), .. }, Ok(phase)) => Arc::new(ContainerRecord {
+                phase,
+                started_at: self.now.wall,
+                ..ContainerRecord::clone(record)
+            }),
+            _ => Arc::clone(record),
         }
     }
 

@@ -92,6 +92,28 @@ fn updates_run_one_after_the_other() {
     assert_eq!(answers(&done(&mut life, Outcome::UpdateRecorded(id()))), [(2, Ok(Answer::Done))]);
 }
 
+/// A daemon that reads a record without the start would take the container for one that does not run.
+#[test]
+fn an_update_beside_a_start_keeps_that_the_start_was_requested() {
+    let (mut life, _) = restored(record(ContainerPhase::Created));
+    let written = |actions: &[Action]| {
+        let phases = actions.iter().filter_map(|action| match action {
+            Action::SetContainerRecord(record) => Some(record.phase),
+            _ => None,
+        });
+        phases.collect::<Vec<_>>()
+    };
+    assert_eq!(written(&call(&mut life, 1, 100)), [ContainerPhase::Created]);
+    let actions = life.handle(NOW, Input::Call(Waiter(2), Call::Start(id())));
+    assert_eq!(written(&actions), [ContainerPhase::Running]);
+    let actions = done(&mut life, Outcome::Updated(id(), Ok(())));
+    assert_eq!(written(&actions), [ContainerPhase::Running]);
+    assert!(actions.iter().all(|action| match action {
+        Action::PublishContainer(record) => record.phase == ContainerPhase::Created,
+        _ => true,
+    }));
+}
+
 #[test]
 fn callers_that_wait_are_bounded() {
     let mut life = running();
