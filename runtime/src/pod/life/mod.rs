@@ -299,16 +299,18 @@ impl Life {
         }
     }
 
-    /// What is written of a container. Once its start is requested, a daemon that reads the record must assume that it runs,
-    /// and asks the shim. The published state changes only with the shim's report.
+    /// What is written of a container. Once its start is requested, and as long as it is not known whether it was
+    /// started, a daemon that reads the record must assume that it runs, and asks the shim. The published state changes only with the shim's report.
     fn durable(&self, container: &Container) -> Arc<ContainerRecord> {
         let record = &container.record;
         match (&container.stage, next_phase(record, ContainerEvent::Started)) {
-            (Stage::Created { start: Start::Requested(_), .. }, Ok(phase)) => Arc::new(ContainerRecord {
-                phase,
-                started_at: self.now.wall,
-                ..ContainerRecord::clone(record)
-            }),
+            (Stage::Created { start: Start::Requested(_) | Start::Unconfirmed, .. }, Ok(phase)) => {
+                Arc::new(ContainerRecord {
+                    phase,
+                    started_at: self.now.wall,
+                    ..ContainerRecord::clone(record)
+                })
+            }
             _ => Arc::clone(record),
         }
     }

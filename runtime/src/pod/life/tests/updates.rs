@@ -1,7 +1,7 @@
 //! Updates of resources beside starts, exits, removals, each other, and the end of the daemon.
 
 use super::super::stage::{Link, Stage};
-use super::super::{Action, Answer, Call, Input, Job, Life, Outcome, ShimEvent, Waiter};
+use super::super::{Action, Answer, Call, Input, Job, Life, Outcome, ShimEvent, StartError, Waiter};
 use super::samples::{NOW, id, pod_record, record, update};
 use crate::error::{Error, ErrorKind};
 use model::{ContainerPhase, ContainerRecord, Exit, PodPhase, Resources, Update};
@@ -112,6 +112,11 @@ fn an_update_beside_a_start_keeps_that_the_start_was_requested() {
         Action::PublishContainer(record) => record.phase == ContainerPhase::Created,
         _ => true,
     }));
+    done(&mut life, Outcome::UpdateRecorded(id()));
+    // The start may have succeeded.
+    let lost = StartError::Other(Error::internal("lost"));
+    assert_eq!(written(&done(&mut life, Outcome::Started(id(), Err(lost)))), [ContainerPhase::Running]);
+    assert_eq!(written(&call(&mut life, 3, 200)), [ContainerPhase::Running]);
 }
 
 #[test]
