@@ -72,7 +72,7 @@ mod tests {
         let mut folder = LogFolder::open(path.to_str().unwrap()).unwrap();
         write(&mut folder, "1");
         for gone in [path.join("c"), path.clone(), temp.path().join("pods")] {
-            std::fs::remove_dir_all(gone).unwrap();
+            sys::tree::remove_path(&gone).unwrap();
             write(&mut folder, "2");
             assert_eq!(read(&path), "2");
         }
