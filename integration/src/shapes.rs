@@ -158,6 +158,8 @@ pub(crate) trait ContainerExt: Sized {
     fn security(&mut self) -> &mut api::LinuxContainerSecurityContext;
     /// Not confined by AppArmor, on hosts that have it: for what its default profile forbids, such as mounts and tracing.
     fn without_apparmor(self) -> Self;
+    /// Has this capability beside the default ones, and adds no other.
+    fn with_capability(self, name: &str) -> Self;
     /// The resources, created if missing.
     fn resources(&mut self) -> &mut api::LinuxContainerResources;
     /// Uses the pod's namespace options, which its containers must repeat.
@@ -180,6 +182,11 @@ impl ContainerExt for api::ContainerConfig {
     }
     fn without_apparmor(mut self) -> Self {
         self.security().apparmor = seccomp(api::security_profile::ProfileType::Unconfined, "");
+        self
+    }
+    fn with_capability(mut self, name: &str) -> Self {
+        let add_capabilities = vec![name.to_owned()];
+        self.security().capabilities = Some(api::Capability { add_capabilities, ..Default::default() });
         self
     }
     fn resources(&mut self) -> &mut api::LinuxContainerResources {

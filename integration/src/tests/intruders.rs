@@ -4,12 +4,12 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use cri_api::v1::{self as api, ContainerState};
+use cri_api::v1::ContainerState;
 use serde_json::json;
 use tar::EntryType::Directory;
 
 use super::escape::image_with;
-use crate::context::Context;
+use crate::context::{Context, Pod};
 use crate::expect::ensure;
 use crate::proc;
 use crate::runner::{Test, test};
@@ -48,16 +48,20 @@ async fn waiting_init_cannot_be_inspected(cx: Context) -> Result<()> {
     Ok(())
 }
 
+/// A container whose processes may trace those of its pod, and one beside it whose init waits. A process that may trace it can
+/// open its descriptors in any case.
+async fn beside_a_waiting_init(cx: &Context) -> Result<(Pod, String, String)> {
+    let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
+    let tracer = cx.sleeper("tracer").without_apparmor().with_capability("SYS_PTRACE");
+    let tracer = cx.start(&pod, &tracer).await?;
+    let waits = cx.create(&pod, &cx.sleeper("waits")).await?;
+    Ok((pod, tracer, waits))
+}
+
 /// A process that may trace the waiting init can open its descriptors, as the init itself can for the path of its program:
 /// none may lead to a procfs of the host, whose `1/root` is the host's root.
 async fn waiting_init_shows_no_process_of_the_host(cx: Context) -> Result<()> {
-    let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
-    let tracer = cx.sleeper("tracer").without_apparmor().with(|c| {
-        c.security().capabilities =
-            Some(api::Capability { add_capabilities: vec!["SYS_PTRACE".to_owned()], ..Default::default() });
-    });
-    let tracer = cx.start(&pod, &tracer).await?;
-    let waits = cx.create(&pod, &cx.sleeper("waits")).await?;
+    let (_, tracer, waits) = beside_a_waiting_init(&cx).await?;
     let look = format!(
         "{FIND}; for f in /proc/$p/fd/*; do [ -e $f ] && n=$((n + 1)); [ -d $f ] && echo $f: $(ls $f/1/root/ $f); done; \
          [ $n -gt 3 ] && echo done"
@@ -69,14 +73,7 @@ async fn waiting_init_shows_no_process_of_the_host(cx: Context) -> Result<()> {
 }
 
 async fn flooded_error_pipe_blocks_neither_start_nor_shim(cx: Context) -> Result<()> {
-    let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
-    // A process that may trace it can open its descriptors in any case.
-    let config = cx.sleeper("beside").without_apparmor().with(|c| {
-        c.security().capabilities =
-            Some(api::Capability { add_capabilities: vec!["SYS_PTRACE".to_owned()], ..Default::default() });
-    });
-    let beside = cx.start(&pod, &config).await?;
-    let waits = cx.create(&pod, &cx.sleeper("waits")).await?;
+    let (pod, beside, waits) = beside_a_waiting_init(&cx).await?;
     let line = format!(
         "{FIND}; for f in /proc/$p/fd/*; do n=${{f##*/}}; [ $n -gt 2 ] && [ -p $f ] || continue; \
          (trap '' PIPE; exec 7>$f; yes >&7 2>/dev/null; sleep 100000 7>&7) >/dev/null 2>&1 & echo $n; done"

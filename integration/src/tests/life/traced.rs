@@ -107,11 +107,7 @@ const TRACE_EXIT: u32 = 0x40;
 
 fn tracer(name: &str, image: &str, options: u32) -> api::ContainerConfig {
     shapes::container(name, image, &["/usr/bin/perl", "/usr/bin/trace.pl", &options.to_string()])
-        .with(|c| c.security().capabilities = Some(trace_capability()))
-}
-
-fn trace_capability() -> api::Capability {
-    api::Capability { add_capabilities: vec!["SYS_PTRACE".to_owned()], ..Default::default() }
+        .with_capability("SYS_PTRACE")
 }
 
 /// Waits until a tracer container traces this many processes.
