@@ -79,12 +79,14 @@ harness: | $(BIN) ## Build the black-box tests and the bench
 # Its own folder: everything is compiled again, because symbols belong to the profile.
 LAYOUT := $(TARGET)/layout
 
-layout: build harness clientgo grpcio ## Trace the daemon and write runtime/layout.ld, where its functions are placed (root)
+layout: build harness clientgo grpcio ## Trace the daemon and its shims and write runtime/layout.ld and runtime/shim/layout.ld, where their functions are placed (root)
 	CARGO_PROFILE_RELEASE_STRIP=none cargo build --locked --release --target-dir $(LAYOUT) -p runtime -p integration --bin copepod
+	CARGO_PROFILE_SHIM_STRIP=none RUSTFLAGS="$(SHIM_RUSTFLAGS)" cargo build --locked --profile shim --target-dir $(LAYOUT) -p shim --target $(HOST)
 	rm -rf $(LAYOUT)/bin
 	cp -a $(BIN) $(LAYOUT)/bin
 	install -m 0755 $(LAYOUT)/release/copepod $(LAYOUT)/bin/copepod
-	$(BIN)/integration layout --bin-dir $(LAYOUT)/bin --script runtime/layout.ld
+	install -m 0755 $(LAYOUT)/$(HOST)/shim/copepod-shim $(LAYOUT)/bin/copepod-shim
+	$(BIN)/integration layout --bin-dir $(LAYOUT)/bin --script runtime/layout.ld --shim-script runtime/shim/layout.ld
 
 # A virtual environment without its requirements file was not completed.
 GRPCIO := $(BIN)/grpcio

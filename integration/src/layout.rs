@@ -1,5 +1,6 @@
-//! `integration layout`: writes `runtime/layout.ld`, which places together what an idle daemon executes, and behind it what
-//! a daemon with pods executes.
+//! `integration layout`: writes the linker scripts `runtime/layout.ld`, which places together what an idle daemon executes,
+//! behind it what a daemon with pods executes, and behind that what it does less often, and `runtime/shim/layout.ld`, which
+//! places together what a shim executes.
 
 mod patterns;
 mod symbols;
@@ -10,128 +11,190 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
+use crate::context::Context;
 use crate::expect::ensure;
+use crate::fixture::Fixture;
+use crate::node::{Node, Options};
+use crate::shapes::PodExt as _;
 use crate::{runner, tests, wait};
 
-/// Tests in which the daemon does what it does on every node all day: pods, containers, probes, statistics.
+/// Tests in which the daemon does what it does on every node, if not all the time: pulls, failures, clean-up.
 const DUTIES: &str = "pod::,exec::";
-/// Time after which an idle daemon has done all that it does.
-const IDLE: u64 = 12;
+/// Number of rounds of a kubelet's requests, one in a second, after which an idle daemon has done all that it does.
+const ROUNDS: usize = 12;
+
+/// What one more pattern must save, in bytes ([`patterns::find`]): less than a page for what is executed all the time. A shim
+/// executes so little that smaller pieces count.
+const WORTH: u64 = 1024;
+const RARE_WORTH: u64 = 4096;
+const SHIM_WORTH: u64 = 128;
 
 /// The arguments of `integration layout`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Directory with copepod, with its symbols, and the other programs that tests need.
+    /// Directory with copepod and copepod-shim, with their symbols, and the other programs that tests need.
     #[arg(long)]
     bin_dir: PathBuf,
-    /// The linker script to write.
+    /// The linker script of the daemon to write.
     #[arg(long)]
     script: PathBuf,
+    /// The linker script of the shim to write.
+    #[arg(long)]
+    shim_script: PathBuf,
 }
 
-/// Traces a daemon without work, then one with the work of tests, and writes the script. False if a test failed.
+/// Traces a daemon without pods and its first shims, then a daemon with the work of tests, and writes the scripts. False if
+/// a test failed.
 pub(crate) async fn run(arguments: &Arguments) -> Result<bool> {
-    let program = arguments.bin_dir.join("copepod");
-    let functions = symbols::functions(&program)?;
+    let bin = fs::canonicalize(&arguments.bin_dir)?;
     let work = tempfile::tempdir().context("temporary folder")?;
-    let bin = traced(&arguments.bin_dir, &functions, work.path())?;
-    idle(&bin, work.path()).await?;
-    let idle = executed(work.path())?;
-    let passed = runner::run(tests::all(), &bin, Some(DUTIES), None).await?;
-    let busy = executed(work.path())?;
-    ensure!(
-        idle.len() > 500 && busy.len() > idle.len(),
-        "traced {} and {} functions",
-        idle.len(),
-        busy.len()
-    );
-    let start = patterns::find(&functions, &idle, &[]);
-    let pods = patterns::find(&functions, &busy, &start);
-    fs::write(&arguments.script, script(&start, &pods)).context("write the script")?;
-    println!(
-        "{} of {} functions in an idle daemon, {} in one with pods; {} and {} patterns",
-        idle.len(),
-        functions.len(),
-        busy.len(),
-        start.len(),
-        pods.len()
-    );
+    let daemon = Program::new(&bin, "copepod", work.path())?;
+    let shim = Program::new(&bin, "copepod-shim", work.path())?;
+    let traced = work.path().join("bin");
+    fs::create_dir(&traced)?;
+    for entry in fs::read_dir(&bin)? {
+        let entry = entry?;
+        std::os::unix::fs::symlink(entry.path(), traced.join(entry.file_name()))?;
+    }
+    let (idle, pods) = first(&traced, &daemon, &shim).await?;
+    trace(&traced, &daemon, None)?;
+    let passed = runner::run(tests::all(), &traced, Some(DUTIES), None).await?;
+    let busy = daemon.executed()?;
+    let grows = idle.len() > 500 && pods.len() > idle.len() && busy.len() > pods.len();
+    ensure!(grows, "traced {}, {} and {} functions", idle.len(), pods.len(), busy.len());
+    let (mut known, mut sections) = (Vec::new(), Vec::new());
+    for (name, executed, worth) in [("start", idle, WORTH), ("pods", pods, WORTH), ("rare", busy, RARE_WORTH)]
+    {
+        let found = patterns::find(&daemon.functions, &executed, &known, worth);
+        let (count, all) = (executed.len(), daemon.functions.len());
+        println!("{name}: {count} of {all} functions of the daemon so far; {} patterns", found.len());
+        known.extend(found.iter().cloned());
+        sections.push((name, found));
+    }
+    fs::write(&arguments.script, script(DAEMON, &sections)).context("write the script")?;
+    let executed = shim.executed()?;
+    ensure!(executed.len() > 200, "traced {} functions of shims", executed.len());
+    let found = patterns::find(&shim.functions, &executed, &[], SHIM_WORTH);
+    println!("{} of {} functions of a shim; {} patterns", executed.len(), shim.functions.len(), found.len());
+    fs::write(&arguments.shim_script, script(SHIM, &[("start", found)]))
+        .context("write the shim's script")?;
     Ok(passed)
 }
 
-/// A folder with what `bin` has, and instead of the daemon a script that traces it.
-fn traced(bin: &Path, functions: &[symbols::Function], work: &Path) -> Result<PathBuf> {
-    let addresses: String = functions.iter().map(|function| format!("{:x}\n", function.address)).collect();
-    let (list, record, folder) = (work.join("functions"), work.join("record"), work.join("bin"));
-    fs::write(&list, addresses)?;
-    fs::create_dir(&record)?;
-    fs::create_dir(&folder)?;
-    let bin = fs::canonicalize(bin)?;
-    for entry in fs::read_dir(&bin)? {
-        let entry = entry?;
-        std::os::unix::fs::symlink(entry.path(), folder.join(entry.file_name()))?;
-    }
-    let daemon = folder.join("copepod");
-    fs::remove_file(&daemon)?;
-    let me = std::env::current_exe()?;
-    let text = format!(
-        "#!/bin/sh\nexec {} trace --program {} --functions {} --record {} -- \"$@\"\n",
-        me.display(),
-        bin.join("copepod").display(),
-        list.display(),
-        record.display()
-    );
-    fs::write(&daemon, text)?;
-    fs::set_permissions(&daemon, fs::Permissions::from_mode(0o755))?;
-    Ok(folder)
+/// A program that is traced.
+struct Program {
+    path: PathBuf,
+    functions: Vec<symbols::Function>,
+    /// A file with the addresses of its functions.
+    list: PathBuf,
+    /// A folder for the addresses of those that are executed.
+    record: PathBuf,
 }
 
-/// Runs a daemon without work, and kills it: what it executes to end is not part of an idle daemon.
-async fn idle(bin: &Path, work: &Path) -> Result<()> {
+impl Program {
+    fn new(bin: &Path, name: &str, work: &Path) -> Result<Self> {
+        let path = bin.join(name);
+        let functions = symbols::functions(&path)?;
+        let (list, record) = (work.join(format!("{name}.functions")), work.join(format!("{name}.record")));
+        let addresses: String =
+            functions.iter().map(|function| format!("{:x}\n", function.address)).collect();
+        fs::write(&list, addresses)?;
+        fs::create_dir(&record)?;
+        Ok(Self { path, functions, list, record })
+    }
+
+    /// The addresses of all functions that were executed so far.
+    fn executed(&self) -> Result<BTreeSet<u64>> {
+        let mut all = BTreeSet::new();
+        for entry in fs::read_dir(&self.record)? {
+            let text = fs::read_to_string(entry?.path())?;
+            // The last line may be incomplete.
+            let lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+            all.extend(lines.filter_map(|line| u64::from_str_radix(line, 16).ok()));
+        }
+        Ok(all)
+    }
+}
+
+/// Puts a script that traces the daemon in its place, and its shims if they are given.
+fn trace(bin: &Path, daemon: &Program, shim: Option<&Program>) -> Result<()> {
+    let options = |before: &str, program: &Program| {
+        let Program { path, list, record, .. } = program;
+        let (path, list, record) = (path.display(), list.display(), record.display());
+        (format!("{path}"), format!("--{before}functions {list} --{before}record {record}"))
+    };
+    let (path, rest) = options("", daemon);
+    let shim = shim.map(|shim| options("shim-", shim)).map(|(path, rest)| format!(" --shim {path} {rest}"));
+    let me = std::env::current_exe()?;
     let text = format!(
-        "root = \"{0}/root\"\nstate = \"{0}/state\"\n[network]\nconf_dir = \"{0}/cni\"\n",
-        work.display()
+        "#!/bin/sh\nexec {} trace --program {path} {rest}{} -- \"$@\"\n",
+        me.display(),
+        shim.unwrap_or_default()
     );
-    let config = work.join("config.toml");
-    fs::write(&config, text)?;
-    fs::create_dir(work.join("cni"))?;
-    let mut daemon =
-        Command::new(bin.join("copepod")).arg("--config").arg(&config).spawn().context("start")?;
-    tokio::time::sleep(wait::secs(IDLE)).await;
-    let ended = daemon.try_wait()?;
-    daemon.kill()?;
-    daemon.wait()?;
-    ensure!(ended.is_none(), "the daemon ended by itself: {ended:?}");
+    let place = bin.join("copepod");
+    fs::remove_file(&place)?;
+    fs::write(&place, text)?;
+    fs::set_permissions(&place, fs::Permissions::from_mode(0o755))?;
     Ok(())
 }
 
-/// The addresses of all functions that were executed so far.
-fn executed(work: &Path) -> Result<BTreeSet<u64>> {
-    let mut all = BTreeSet::new();
-    for entry in fs::read_dir(work.join("record"))? {
-        let text = fs::read_to_string(entry?.path())?;
-        // The last line may be incomplete.
-        let lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
-        all.extend(lines.filter_map(|line| u64::from_str_radix(line, 16).ok()));
+/// Runs a daemon that has an image and a network, first without pods and with the requests that kubelet sends to such a
+/// node, then with pods. Returns what the daemon executed without pods, and until the pods were removed. It is restarted
+/// before, so that the pull of the image is not traced.
+async fn first(bin: &Path, daemon: &Program, shim: &Program) -> Result<(BTreeSet<u64>, BTreeSet<u64>)> {
+    let fixture = Arc::new(Fixture::new(bin).await?);
+    let node = Arc::new(Node::start(&fixture, &Options::default()).await?);
+    let ctx = Context::new(fixture, Arc::clone(&node), "layout");
+    ctx.need(&Fixture::image("busybox")).await?;
+    node.terminate().await?;
+    trace(bin, daemon, Some(shim))?;
+    node.launch().await?;
+    for _ in 0..ROUNDS {
+        ctx.cri.pods(None).await?;
+        ctx.cri.containers(None).await?;
+        ctx.cri.status(false).await?;
+        ctx.cri.images().await?;
+        ctx.cri.image_fs().await?;
+        ctx.cri.list_stats(None).await?;
+        tokio::time::sleep(wait::secs(1)).await;
     }
-    Ok(all)
+    let idle = daemon.executed()?;
+    for config in [ctx.pod_config(), ctx.pod_config().own_network()] {
+        let pod = ctx.pod_of(config).await?;
+        let id = ctx.start(&pod, &ctx.shell("writer", "while echo line; do sleep 0.2; done")).await?;
+        ctx.exec_works(&id).await?;
+        ctx.cri.list_stats(None).await?;
+        ctx.cri.list_pod_stats(None).await?;
+        tokio::time::sleep(wait::secs(1)).await;
+    }
+    node.empty().await?;
+    let pods = daemon.executed()?;
+    node.kill9()?;
+    node.wipe();
+    Ok((idle, pods))
 }
 
-/// What is written at the beginning of the script.
-const HEAD: &str = "\
-/* Written by `make layout`. Places together what an idle daemon executes, and behind it what a daemon with pods executes.
- * The kernel maps code in pieces of 64 KiB around what is executed, so an idle daemon would otherwise have nearly all of
- * its code mapped. Each function is a section and is matched by the beginning of its mangled name; a pattern that matches
- * nothing or too much loses some of the gain and nothing else. INSERT extends the linker's own layout (lld and GNU ld). */
+/// What is written at the beginning of the daemon's script.
+const DAEMON: &str = "\
+/* Written by `make layout`. Places together what an idle daemon executes, behind it what a daemon with pods executes, and
+ * behind that what it does less often. The kernel maps code in pieces of 64 KiB around what is executed, so an idle daemon
+ * would otherwise have nearly all of its code mapped. Each function is a section and is matched by the beginning of its
+ * mangled name; a pattern that matches nothing or too much loses some of the gain and nothing else. INSERT extends the
+ * linker's own layout (lld and GNU ld). */
+";
+/// The same for the shim's.
+const SHIM: &str = "\
+/* Written by `make layout`. Places together what a shim executes, without the workers that it forks: see the daemon's. */
 ";
 
-fn script(start: &[String], pods: &[String]) -> String {
-    let mut text = format!("{HEAD}SECTIONS\n{{\n");
-    for (name, patterns) in [("start", start), ("pods", pods)] {
+/// A linker script that places what these patterns match, in this order, before all other code.
+fn script(head: &str, sections: &[(&str, Vec<String>)]) -> String {
+    let mut text = format!("{head}SECTIONS\n{{\n");
+    for (name, patterns) in sections {
         let _ = write!(text, "  .text.{name} :\n  {{\n    *(");
         for (at, pattern) in patterns.iter().enumerate() {
             let indent = if at == 0 { "" } else { "\n      " };
@@ -152,8 +215,9 @@ mod tests_of_script {
 
     #[test]
     fn scripts_name_every_pattern() {
-        let text = script(&[String::from("_ZN1a"), String::from("_ZN1b")], &[String::from("main")]);
-        let end = text.strip_prefix(HEAD).unwrap_or_default();
+        let (start, pods) = (vec![String::from("_ZN1a"), String::from("_ZN1b")], vec![String::from("main")]);
+        let text = script(DAEMON, &[("start", start), ("pods", pods)]);
+        let end = text.strip_prefix(DAEMON).unwrap_or_default();
         let expected = "SECTIONS\n{\n  .text.start :\n  {\n    *(.text.*_ZN1a*\n      .text.*_ZN1b*)\n  }\n  \
                         .text.pods :\n  {\n    *(.text.main*)\n  }\n}\nINSERT BEFORE .text;\n";
         assert_eq!(end, expected);

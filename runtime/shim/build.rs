@@ -1,7 +1,9 @@
-//! Tells the linker to keep workers' code apart (`layout.ld`).
+//! Tells the linker to place together what a shim executes (`layout.ld`), and to keep workers' code apart (`workers.ld`).
 
 fn main() {
     let folder = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
-    println!("cargo::rerun-if-changed=layout.ld");
-    println!("cargo::rustc-link-arg-bins=-Wl,-T,{folder}/layout.ld");
+    for script in ["layout.ld", "workers.ld"] {
+        println!("cargo::rerun-if-changed={script}");
+        println!("cargo::rustc-link-arg-bins=-Wl,-T,{folder}/{script}");
+    }
 }

@@ -1,14 +1,16 @@
 //! Stats of containers and pods. The daemon reads the files of the kernel itself, without the shims. Blocking, but only
 //! for reads of kernel files: writable layers are walked separately ([`StatsReader::refresh_stale`]).
 //!
-//! The files of a cgroup stay open while it is attached ([`cgroup`]): six reads per container on cgroup v1 and seven on v2,
-//! three more where the kernel measures pressure. CPU rates need samples that are taken regularly
-//! ([`StatsReader::sample`], [`rate`]). Networks are read inside their namespaces ([`network`]).
+//! The files of a container's cgroup stay open while it is attached: opening a file takes twice as long as reading it. There
+//! are six on cgroup v1 and seven on v2, three more where the kernel measures pressure. The kernel keeps 4 KiB for each open
+//! file that was read, so those of a pod's cgroup, which few clients request, are opened for each read. CPU rates need samples
+//! that are taken regularly ([`StatsReader::sample`], [`rate`]). Networks are read inside their namespaces ([`network`]).
 
 use crate::cgroups::Cgroups;
 use crate::clock::now;
-use cgroup::{CgroupFiles, Failed};
+use cgroup::{CgroupFiles, CpuFile, Failed};
 use model::{ContainerId, PodId};
+use rate::Samples;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::io;
@@ -98,7 +100,7 @@ pub(crate) struct StatsReader {
     cgroups: Cgroups,
     has_pressure: bool,
     containers: Mutex<HashMap<ContainerId, Arc<Entry>>>,
-    pods: Mutex<HashMap<PodId, Arc<CgroupFiles>>>,
+    pods: Mutex<HashMap<PodId, Arc<PodCgroup>>>,
     /// Notified after each walk. The mutex holds no data: a condition variable needs one.
     walked: (Mutex<()>, Condvar),
 }
@@ -108,8 +110,17 @@ pub(crate) struct StatsReader {
 struct Entry {
     container: ContainerId,
     files: CgroupFiles,
+    samples: Mutex<Samples>,
     upper: PathBuf,
     layer: Mutex<Layer>,
+}
+
+/// The cgroup of an attached pod.
+#[derive(Debug)]
+struct PodCgroup {
+    pod: PodId,
+    path: String,
+    samples: Mutex<Samples>,
 }
 
 /// The last walk of a writable layer.
@@ -160,14 +171,15 @@ impl StatsReader {
     pub(crate) fn attach(&self, container: &ContainerId, cgroup: &str, upper: PathBuf) -> Result<(), Error> {
         let files =
             CgroupFiles::open(&self.cgroups, cgroup, self.has_pressure).map_err(Error::read(container))?;
-        let entry = Entry { container: container.clone(), files, upper, layer: Mutex::default() };
+        let (samples, layer) = (Mutex::default(), Mutex::default());
+        let entry = Entry { container: container.clone(), files, samples, upper, layer };
         insert(&self.containers, container.clone(), entry)
     }
 
-    /// Opens the files of a pod's cgroup. A repeated call replaces the open files.
+    /// Begins to take samples of a pod's cgroup. After a repeated call they begin anew.
     pub(crate) fn attach_pod(&self, pod: &PodId, cgroup: &str) -> Result<(), Error> {
-        let files = CgroupFiles::open(&self.cgroups, cgroup, self.has_pressure).map_err(Error::read(pod))?;
-        insert(&self.pods, pod.clone(), files)
+        let entry = PodCgroup { pod: pod.clone(), path: cgroup.to_owned(), samples: Mutex::default() };
+        insert(&self.pods, pod.clone(), entry)
     }
 
     /// Whether a container's files are open.
@@ -175,12 +187,12 @@ impl StatsReader {
         lock(&self.containers).contains_key(container)
     }
 
-    /// Whether a pod's files are open.
+    /// Whether samples of a pod's cgroup are taken.
     pub(crate) fn is_pod_attached(&self, pod: &PodId) -> bool {
         lock(&self.pods).contains_key(pod)
     }
 
-    /// Whether any files are open.
+    /// Whether anything is attached.
     pub(crate) fn has_attached(&self) -> bool {
         !lock(&self.containers).is_empty() || !lock(&self.pods).is_empty()
     }
@@ -190,7 +202,7 @@ impl StatsReader {
         lock(&self.containers).retain(|id, _| keep(id));
     }
 
-    /// Closes the files of all pods but those to keep.
+    /// Takes no more samples of any pods but those to keep.
     pub(crate) fn retain_pods(&self, keep: impl Fn(&PodId) -> bool) {
         lock(&self.pods).retain(|id, _| keep(id));
     }
@@ -198,12 +210,11 @@ impl StatsReader {
     /// Takes a sample of the CPU time of every attached container and pod. One whose cgroup is gone has none.
     pub(crate) fn sample(&self) {
         for entry in all(&self.containers) {
-            report(&entry.container, entry.files.sample());
+            report(&entry.container, entry.files.cpu().sample(&entry.samples));
         }
-        let pods: Vec<_> =
-            lock(&self.pods).iter().map(|(id, files)| (id.clone(), Arc::clone(files))).collect();
-        for (id, files) in pods {
-            report(&id, files.sample());
+        for entry in all(&self.pods) {
+            let file = CpuFile::open(&self.cgroups, &entry.path);
+            report(&entry.pod, file.and_then(|file| file.sample(&entry.samples)));
         }
     }
 
@@ -211,15 +222,19 @@ impl StatsReader {
     pub(crate) fn read(&self, container: &ContainerId) -> Result<ContainerStats, Error> {
         let entry = lock(&self.containers).get(container).cloned();
         let entry = entry.ok_or_else(|| Error::unknown(container))?;
-        let PodUsage { cpu, memory, swap, io, pids } = entry.files.read().map_err(Error::read(container))?;
+        let PodUsage { cpu, memory, swap, io, pids } =
+            entry.files.read(&entry.samples).map_err(Error::read(container))?;
         let writable_layer = lock(&entry.layer).value;
         Ok(ContainerStats { cpu, memory, swap, io, writable_layer, pids })
     }
 
     /// Current values of a pod's cgroup.
     pub(crate) fn read_pod(&self, pod: &PodId) -> Result<PodUsage, Error> {
-        let files = lock(&self.pods).get(pod).cloned();
-        files.ok_or_else(|| Error::unknown(pod))?.read().map_err(Error::read(pod))
+        let entry = lock(&self.pods).get(pod).cloned();
+        let entry = entry.ok_or_else(|| Error::unknown(pod))?;
+        CgroupFiles::open(&self.cgroups, &entry.path, self.has_pressure)
+            .and_then(|files| files.read(&entry.samples))
+            .map_err(Error::read(pod))
     }
 
     /// The networks of the namespaces pinned at `pins`, in order; `None` for one that cannot be read, or that has only

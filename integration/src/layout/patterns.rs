@@ -19,9 +19,6 @@ const ENDS: [&str; 4] = ["..", "$u20$as$u20$", "$LT$", "$GT$"];
 /// The first parts of names: the implementations of traits, other Rust names, those of the second mangling.
 const FIRST: [&str; 3] = ["_ZN*_$LT$", "_ZN", "_R*Cs*_"];
 
-/// What a pattern must save, in bytes of functions that it does not match, to be better than a shorter one.
-const WORTH: u64 = 4096;
-
 /// A branch of the tree of names.
 #[derive(Debug, Default)]
 struct Branch {
@@ -44,16 +41,16 @@ impl Branch {
         }
     }
 
-    /// The best patterns for what was executed in this branch, and their cost: the bytes that they match, and
-    /// [`WORTH`] for each.
-    fn best(&self, name: &str) -> (u64, Vec<String>) {
+    /// The best patterns for what was executed in this branch, and their cost: the bytes that they match, and `worth` for
+    /// each.
+    fn best(&self, name: &str, worth: u64) -> (u64, Vec<String>) {
         if !self.executed {
             return (0, Vec::new());
         }
-        let whole = self.bytes + WORTH;
+        let whole = self.bytes + worth;
         let (mut cost, mut patterns) = (0, Vec::new());
         for (part, branch) in &self.below {
-            let (below, found) = branch.best(&format!("{name}{part}"));
+            let (below, found) = branch.best(&format!("{name}{part}"), worth);
             cost += below;
             patterns.extend(found);
         }
@@ -68,7 +65,14 @@ impl Branch {
 
 /// Patterns, sorted, each a beginning of names. A function of `functions` is executed if its address is in `executed`;
 /// those that `before` matches are left out.
-pub(super) fn find(functions: &[Function], executed: &BTreeSet<u64>, before: &[String]) -> Vec<String> {
+///
+/// `worth`: what a pattern must save, in bytes of functions that it does not match, to be better than a shorter one.
+pub(super) fn find(
+    functions: &[Function],
+    executed: &BTreeSet<u64>,
+    before: &[String],
+    worth: u64,
+) -> Vec<String> {
     let mut root = Branch::default();
     for function in functions {
         let parts = parts(&function.name);
@@ -76,7 +80,7 @@ pub(super) fn find(functions: &[Function], executed: &BTreeSet<u64>, before: &[S
             root.add(&parts, function.size, executed.contains(&function.address));
         }
     }
-    let mut found = root.best("").1;
+    let mut found = root.best("", worth).1;
     found.sort();
     found
 }
@@ -189,8 +193,8 @@ mod tests {
     #[test]
     fn a_function_is_matched_without_its_closures() {
         let functions = [function(1, 9_000, "_ZN3one3run"), function(2, 90_000, "_ZN3one3run7closure")];
-        assert_eq!(find(&functions, &BTreeSet::from([1]), &[]), ["_ZN3one3run17h"]);
-        assert_eq!(find(&functions, &BTreeSet::from([1, 2]), &[]), ["_ZN3one"]);
+        assert_eq!(find(&functions, &BTreeSet::from([1]), &[], 4096), ["_ZN3one3run17h"]);
+        assert_eq!(find(&functions, &BTreeSet::from([1, 2]), &[], 4096), ["_ZN3one"]);
     }
 
     #[test]
@@ -203,8 +207,8 @@ mod tests {
             function(5, 10, "_ZN3one4rare1b"),
         ];
         let executed = BTreeSet::from([1, 2, 5]);
-        assert_eq!(find(&functions, &executed, &[]), ["_ZN3one4rare1b", "_ZN3one4used"]);
+        assert_eq!(find(&functions, &executed, &[], 4096), ["_ZN3one4rare1b", "_ZN3one4used"]);
         let before = [String::from("_ZN3one4used")];
-        assert_eq!(find(&functions, &executed, &before), ["_ZN3one4rare1b"]);
+        assert_eq!(find(&functions, &executed, &before, 4096), ["_ZN3one4rare1b"]);
     }
 }

@@ -1,7 +1,9 @@
-//! Runs a program and records which of its functions are executed. Each function begins with a breakpoint that is removed
-//! when it is reached, so the program is as fast as ever after a moment, and is asked for nothing that it would not do.
+//! Runs a daemon and records which of its functions are executed, and which of those of its shims. Each function begins
+//! with a breakpoint that is removed when it is reached, so the program is as fast as ever after a moment, and is asked for
+//! nothing that it would not do.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
@@ -33,6 +35,15 @@ pub(crate) struct Arguments {
     /// A folder in which a file is created for the addresses of those that are executed.
     #[arg(long)]
     record: PathBuf,
+    /// A shim whose processes are traced too, but not the workers that they fork. They are killed with the daemon.
+    #[arg(long, requires_all = ["shim_functions", "shim_record"])]
+    shim: Option<PathBuf>,
+    /// As --functions, of the shim.
+    #[arg(long)]
+    shim_functions: Option<PathBuf>,
+    /// As --record, of the shim.
+    #[arg(long)]
+    shim_record: Option<PathBuf>,
     /// The program's arguments.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
@@ -56,14 +67,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         | Options::PTRACE_O_EXITKILL;
     ptrace::seize(child, options).context("trace")?;
     kill(child, Signal::SIGCONT)?;
-    let record =
-        File::create(arguments.record.join(std::process::id().to_string())).context("create the record")?;
-    let mut traced = Traced { child, record, functions: BTreeMap::new(), started: false };
+    let mut traced = Traced::new(child, arguments)?;
     loop {
         match waitpid(None, Some(WaitPidFlag::__WALL)) {
             Ok(WaitStatus::Exited(pid, code)) if pid == child => return Ok(code == 0),
             Ok(WaitStatus::Signaled(pid, ..)) if pid == child => return Ok(false),
-            Ok(status) => match traced.event(status, arguments) {
+            Ok(status) => match traced.event(status) {
                 // The thread was killed meanwhile.
                 Err(error) if error.downcast_ref() == Some(&Errno::ESRCH) => {}
                 other => other?,
@@ -90,15 +99,27 @@ fn forward(child: Pid) -> Result<()> {
 
 struct Traced {
     child: Pid,
-    record: File,
-    /// By address in memory: the address in the file and the instruction that the breakpoint replaced. Those that were
-    /// executed stay: two threads may reach one breakpoint at once.
-    functions: BTreeMap<u64, Function>,
+    daemon: Program,
+    shim: Option<Program>,
+    /// Processes that execute the shim. What they fork has copies of their breakpoints.
+    shims: BTreeSet<Pid>,
     started: bool,
 }
 
+struct Program {
+    path: PathBuf,
+    length: u64,
+    /// The addresses of the functions in the file.
+    addresses: Vec<u64>,
+    /// By address in memory. Those that were executed stay: two threads may reach one breakpoint at once.
+    functions: BTreeMap<u64, Function>,
+    record: File,
+}
+
 struct Function {
+    /// In the file.
     address: u64,
+    /// The instruction that the breakpoint replaced.
     code: Vec<u8>,
     executed: bool,
 }
@@ -107,22 +128,89 @@ fn memory(pid: Pid) -> Result<File> {
     File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).context("open the memory")
 }
 
+impl Program {
+    fn new(path: &Path, functions: &Path, record: &Path) -> Result<Self> {
+        let mut addresses = Vec::new();
+        for line in fs::read_to_string(functions).context("read the functions")?.lines() {
+            addresses.push(u64::from_str_radix(line, 16).context("an address")?);
+        }
+        let record =
+            File::create(record.join(std::process::id().to_string())).context("create the record")?;
+        let path = fs::canonicalize(path)?;
+        let length = fs::metadata(&path)?.len();
+        Ok(Self { path, length, addresses, functions: BTreeMap::new(), record })
+    }
+
+    /// Whether a process executes it. A shim is executed from a mount of its own, so only its length tells.
+    fn is_executed_by(&self, pid: Pid) -> bool {
+        fs::metadata(format!("/proc/{pid}/exe")).is_ok_and(|file| file.len() == self.length)
+    }
+
+    /// Places the breakpoints of the functions that were not executed yet. `base`: where the file begins in memory.
+    fn place(&mut self, pid: Pid, base: u64) -> Result<()> {
+        let memory = memory(pid)?;
+        for address in &self.addresses {
+            let at = base + address;
+            let function = match self.functions.entry(at) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    let mut code = BREAKPOINT.0.to_vec();
+                    memory.read_exact_at(&mut code, at)?;
+                    new.insert(Function { address: *address, code, executed: false })
+                }
+            };
+            if !function.executed {
+                memory.write_all_at(BREAKPOINT.0, at)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the breakpoint that a thread has reached, from the memory of its process: others may have copies. False
+    /// if it is none of this program.
+    fn reached(&mut self, pid: Pid, records: bool) -> Result<bool> {
+        let mut registers = ptrace::getregs(pid)?;
+        let at = program_counter(&mut registers);
+        let Some(function) = self.functions.get_mut(&at.wrapping_sub(BREAKPOINT.1)) else { return Ok(false) };
+        *at -= BREAKPOINT.1;
+        let at = *at;
+        memory(pid)?.write_all_at(&function.code, at)?;
+        if BREAKPOINT.1 > 0 {
+            ptrace::setregs(pid, registers)?;
+        }
+        if records && !function.executed {
+            function.executed = true;
+            writeln!(self.record, "{:x}", function.address)?;
+        }
+        Ok(true)
+    }
+}
+
 impl Traced {
-    fn event(&mut self, status: WaitStatus, arguments: &Arguments) -> Result<()> {
+    fn new(child: Pid, arguments: &Arguments) -> Result<Self> {
+        let daemon = Program::new(&arguments.program, &arguments.functions, &arguments.record)?;
+        let shim = arguments
+            .shim
+            .as_ref()
+            .zip(arguments.shim_functions.as_ref())
+            .zip(arguments.shim_record.as_ref());
+        let shim =
+            shim.map(|((path, functions), record)| Program::new(path, functions, record)).transpose()?;
+        Ok(Self { child, daemon, shim, shims: BTreeSet::new(), started: false })
+    }
+
+    fn event(&mut self, status: WaitStatus) -> Result<()> {
         match status {
             WaitStatus::PtraceEvent(pid, _, event) if event == Event::PTRACE_EVENT_EXEC as i32 => {
-                if pid == self.child && !self.started {
-                    self.started = true;
-                    self.place(arguments)?;
-                } else {
-                    // Another program.
-                    return Ok(ptrace::detach(pid, None)?);
-                }
-                ptrace::cont(pid, None)?;
+                self.executes(pid)?;
             }
             WaitStatus::PtraceEvent(pid, ..) => ptrace::cont(pid, None)?,
             WaitStatus::Stopped(pid, Signal::SIGTRAP) => {
-                self.reached(pid)?;
+                if !self.daemon.reached(pid, true)?
+                    && let Some(shim) = &mut self.shim
+                {
+                    shim.reached(pid, self.shims.contains(&pid))?;
+                }
                 ptrace::cont(pid, None)?;
             }
             WaitStatus::Stopped(pid, signal) => ptrace::cont(pid, signal)?,
@@ -131,36 +219,19 @@ impl Traced {
         Ok(())
     }
 
-    /// Places the breakpoints.
-    fn place(&mut self, arguments: &Arguments) -> Result<()> {
-        let base = base(self.child, &arguments.program)?;
-        let memory = memory(self.child)?;
-        for line in fs::read_to_string(&arguments.functions).context("read the functions")?.lines() {
-            let address = u64::from_str_radix(line, 16).context("an address")?;
-            let mut code = BREAKPOINT.0.to_vec();
-            memory.read_exact_at(&mut code, base + address)?;
-            memory.write_all_at(BREAKPOINT.0, base + address)?;
-            self.functions.insert(base + address, Function { address, code, executed: false });
+    /// A process executes a program. One that is not traced is let go.
+    fn executes(&mut self, pid: Pid) -> Result<()> {
+        if pid == self.child && !self.started {
+            self.started = true;
+            self.daemon.place(pid, base(pid, &self.daemon.path)?)?;
+        } else if let Some(shim) = self.shim.as_mut().filter(|shim| shim.is_executed_by(pid)) {
+            self.shims.insert(pid);
+            // It is linked to a fixed address.
+            shim.place(pid, 0)?;
+        } else {
+            return Ok(ptrace::detach(pid, None)?);
         }
-        Ok(())
-    }
-
-    /// Removes the breakpoint that a thread has reached, from the memory of its process: others may have copies.
-    fn reached(&mut self, pid: Pid) -> Result<()> {
-        let mut registers = ptrace::getregs(pid)?;
-        let at = program_counter(&mut registers);
-        let Some(function) = self.functions.get_mut(&at.wrapping_sub(BREAKPOINT.1)) else { return Ok(()) };
-        *at -= BREAKPOINT.1;
-        let at = *at;
-        memory(pid)?.write_all_at(&function.code, at)?;
-        if BREAKPOINT.1 > 0 {
-            ptrace::setregs(pid, registers)?;
-        }
-        if !function.executed {
-            function.executed = true;
-            writeln!(self.record, "{:x}", function.address)?;
-        }
-        Ok(())
+        Ok(ptrace::cont(pid, None)?)
     }
 }
 
@@ -176,7 +247,7 @@ fn program_counter(registers: &mut nix::libc::user_regs_struct) -> &mut u64 {
 
 /// Where the program's file begins in the memory of the process.
 fn base(pid: Pid, program: &Path) -> Result<u64> {
-    let program = fs::canonicalize(program)?.display().to_string();
+    let program = program.display().to_string();
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).context("read the mappings")?;
     let first = maps.lines().find(|line| line.ends_with(&program)).context("the program is not mapped")?;
     let start = first.split('-').next().unwrap_or_default();

@@ -5,9 +5,8 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use sys::namespace::Namespaces;
-use wire::{ErrorKind, Failure};
+use wire::Failure;
 
-use crate::failure::failure;
 use crate::lifecycle::Serial;
 use crate::packet::CgroupUses;
 use crate::streams::Streams;
@@ -47,12 +46,11 @@ impl Container {
     /// The first packet of its worker: what its cgroup folders are for, and the shim's ends of its streams.
     ///
     /// # Errors
-    /// A file of a cgroup cannot be opened; descriptors are missing.
+    /// Descriptors are missing.
     pub(crate) fn receive(&mut self, uses: &CgroupUses, fds: Vec<OwnedFd>) -> Result<(), Failure> {
         let cgroups = &mut self.cgroups;
         (cgroups.unified, cgroups.memory) = (uses.unified, uses.memory);
         (cgroups.freezer, cgroups.search_all) = (uses.freezer, uses.search_all);
-        cgroups.open_tasks().map_err(|error| failure(ErrorKind::Internal, "cgroup", &error))?;
         self.streams.receive(fds)
     }
 }
@@ -95,6 +93,13 @@ impl Descriptors {
         self.containers.iter_mut().find(|container| container.serial == serial)
     }
 
+    /// What an exec in a container needs: its descriptors, and its namespaces.
+    pub(crate) fn for_exec(&mut self, serial: Serial) -> Option<(&mut Container, &Namespaces)> {
+        let namespaces =
+            self.namespaces.iter().find(|(of, _)| *of == serial).map(|(_, namespaces)| namespaces);
+        self.containers.iter_mut().find(|container| container.serial == serial).zip(namespaces)
+    }
+
     pub(crate) fn add_container(&mut self, container: Container) {
         self.containers.push(container);
     }
@@ -111,8 +116,9 @@ impl Descriptors {
 #[derive(Debug, Default)]
 pub(crate) struct Cgroups {
     pub(crate) folders: Vec<OwnedFd>,
-    /// On v1 the file `tasks` of each of them: to open nine files takes a tenth of the time in which an exec joins them.
-    pub(crate) tasks: Vec<OwnedFd>,
+    /// On v1 the file `tasks` of each of them, from the first exec on: to open nine files takes a tenth of the time in which
+    /// an exec joins them, but each open one takes a kilobyte, and many containers get no exec.
+    tasks: Vec<OwnedFd>,
     /// They are of v2.
     pub(crate) unified: bool,
     /// Index of its folder in the memory hierarchy; on v2 of its only folder.
@@ -125,21 +131,24 @@ pub(crate) struct Cgroups {
 }
 
 impl Cgroups {
-    /// What an exec joins: the folder on v2, the files `tasks` on v1.
-    pub(crate) fn joined(&self) -> &[OwnedFd] {
-        if self.unified { &self.folders } else { &self.tasks }
+    /// Their uses are not known yet ([`Container::receive`]).
+    pub(crate) fn new(folders: Vec<OwnedFd>) -> Self {
+        Self { folders, ..Self::default() }
     }
 
-    /// Opens what an exec joins.
+    /// What an exec joins: the folder on v2, the files `tasks` on v1.
     ///
     /// # Errors
     /// The errors of openat(2).
-    pub(crate) fn open_tasks(&mut self) -> io::Result<()> {
-        if !self.unified {
+    pub(crate) fn joined(&mut self) -> io::Result<&[OwnedFd]> {
+        if self.unified {
+            return Ok(&self.folders);
+        }
+        if self.tasks.is_empty() {
             self.tasks =
                 self.folders.iter().map(|dir| sys::cgroup::tasks(dir.as_fd())).collect::<io::Result<_>>()?;
         }
-        Ok(())
+        Ok(&self.tasks)
     }
 
     /// The folders in which to look for its processes.

@@ -61,25 +61,27 @@ pub(crate) fn container<'a>(
 /// Forks the worker that starts a process in the container with this init, on v2 in the container's cgroup.
 ///
 /// # Errors
-/// The errors of socketpair and fork.
+/// The errors of socketpair, fork and openat(2).
 pub(crate) fn exec(
     fds: &[OwnedFd],
-    cgroups: &Cgroups,
+    cgroups: &mut Cgroups,
     namespaces: &Namespaces,
     init: u32,
 ) -> io::Result<Forked> {
+    let unified = cgroups.unified;
+    let joined = cgroups.joined()?;
     let passed = exec::Passed {
         requested: fds.len(),
-        cgroups: cgroups.joined().len(),
+        cgroups: joined.len(),
         namespaces: namespaces.kinds(),
-        unified: cgroups.unified,
+        unified,
         in_cgroup: false,
         init,
     };
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-    keep.extend(cgroups.joined().iter().map(|fd| fd.as_fd()));
+    keep.extend(joined.iter().map(|fd| fd.as_fd()));
     keep.extend(namespaces.fds());
-    let cgroup = cgroups.folders.first().filter(|_| cgroups.unified).map(|fd| fd.as_fd());
+    let cgroup = joined.first().filter(|_| unified).map(|fd| fd.as_fd());
     packet::fork(cgroup, &keep, move |reporter, fds, in_cgroup| {
         exec::work(reporter, fds, exec::Passed { in_cgroup, ..passed })
     })

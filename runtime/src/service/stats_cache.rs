@@ -8,7 +8,7 @@
 use crate::cgroups;
 use crate::lanes;
 use crate::node::{ContainerView, Node, PodView};
-use crate::stats::{ContainerStats, PodStats, PodUsage, StatsReader, WritableLayer};
+use crate::stats::{self, ContainerStats, PodStats, PodUsage, StatsReader, WritableLayer};
 use image::Usage;
 use model::{ContainerId, ContainerPhase, ContainerRecord, PodId, PodRecord};
 use state::Layout;
@@ -264,30 +264,32 @@ impl StatsCache {
         read.inspect_err(|error| tracing::debug!(%error, "no stats of this container")).ok()
     }
 
-    /// Opens the files of a ready pod, if they are not open yet.
+    /// Attaches a ready pod, if it is not attached yet. The root cgroup, which a client other than kubelet may give to its
+    /// pods, has the values of the host: it is not attached.
     fn attach_pod(&self, pod: &PodRecord) {
-        if is_ready(pod) && !self.reader.is_pod_attached(&pod.id) {
-            self.attach_pod_again(pod);
+        if !is_ready(pod) || self.reader.is_pod_attached(&pod.id) {
+            return;
         }
-    }
-
-    /// Opens the files of a pod, also if others are open; false if they cannot be opened. The root cgroup, which a client
-    /// other than kubelet may give to its pods, has the values of the host.
-    fn attach_pod_again(&self, pod: &PodRecord) -> bool {
-        let Ok(cgroup) = cgroups::pod_cgroup(pod) else { return false };
+        let Ok(cgroup) = cgroups::pod_cgroup(pod) else { return };
         if cgroup.is_empty() {
-            return false;
+            return;
         }
-        let attached = self.reader.attach_pod(&pod.id, &cgroup);
-        attached.inspect_err(|error| tracing::debug!(%error, "no stats of this pod")).is_ok()
+        if let Err(error) = self.reader.attach_pod(&pod.id, &cgroup) {
+            tracing::debug!(%error, "no stats of this pod");
+        }
     }
 
-    /// Reads the files of a ready pod's cgroup; as [`Self::read`].
+    /// Reads the files of a ready pod's cgroup. If the pod was detached meanwhile, it is attached again: a call whose list
+    /// of pods is from before this one's start detaches it.
     fn read_pod(&self, pod: &PodRecord) -> Option<PodUsage> {
         self.attach_pod(pod);
-        let read = self.reader.read_pod(&pod.id).or_else(|error| {
-            if self.attach_pod_again(pod) { self.reader.read_pod(&pod.id) } else { Err(error) }
-        });
+        let read = match self.reader.read_pod(&pod.id) {
+            Err(stats::Error::Unknown { .. }) => {
+                self.attach_pod(pod);
+                self.reader.read_pod(&pod.id)
+            }
+            read => read,
+        };
         read.inspect_err(|error| tracing::debug!(%error, "no stats of this pod")).ok()
     }
 
@@ -298,7 +300,7 @@ impl StatsCache {
         self.reader.retain(|id| running.contains(id));
     }
 
-    /// Closes the files of pods that are not ready, or not among `all`.
+    /// Detaches pods that are not ready, or not among `all`.
     fn keep_ready(&self, all: &[Arc<PodView>]) {
         let ready: HashSet<&PodId> =
             all.iter().filter(|pod| pod.is_ready()).map(|pod| &pod.record.id).collect();

@@ -30,15 +30,14 @@ impl Performer {
         let forked = match fork {
             Fork::Pause => forks::pause(&fds, self.from_daemon.pause_binary.as_fd()),
             Fork::Exec { container: of } => {
-                let namespaces = self.descriptors.namespaces(*of);
-                let Some((container, namespaces)) = self.descriptors.container(*of).zip(namespaces) else {
+                let Some((container, namespaces)) = self.descriptors.for_exec(*of) else {
                     return Err(refusal(
                         ErrorKind::Internal,
                         "exec",
                         "the container's namespaces are closed",
                     ));
                 };
-                forks::exec(&fds, &container.cgroups, namespaces, lifecycle.init(*of))
+                forks::exec(&fds, &mut container.cgroups, namespaces, lifecycle.init(*of))
             }
             Fork::Container { log, terminal, stdin, pause } => {
                 // First, because a log that cannot be opened is the most likely failure.
@@ -51,8 +50,7 @@ impl Performer {
                     targets.filter_map(|(serial, theirs)| Some((lifecycle.container_id(serial)?, theirs)));
                 let streams = StreamRequest { terminal: *terminal, stdin: *stdin };
                 let forked = forks::container(&fds, streams, pause, targets);
-                let folders = fds.into_iter().skip(2).collect();
-                let cgroups = Cgroups { folders, ..Cgroups::default() };
+                let cgroups = Cgroups::new(fds.into_iter().skip(2).collect());
                 let streams = Streams::new(log, *terminal);
                 self.descriptors.add_container(Container { serial, cgroups, streams });
                 forked

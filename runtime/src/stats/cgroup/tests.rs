@@ -21,7 +21,7 @@ fn psi(avg10: f64, avg60: f64, avg300: f64, total: u64) -> Psi {
 
 #[test]
 fn recorded_files_are_read() {
-    let found = open(&recorded("v1"), Version::V1).read().unwrap();
+    let found = open(&recorded("v1"), Version::V1).read(&Mutex::default()).unwrap();
     let timestamp = found.cpu.timestamp;
     let memory = Memory {
         timestamp,
@@ -37,7 +37,7 @@ fn recorded_files_are_read() {
     let swap = Swap { timestamp, swap_available_bytes: Some(32 << 20), swap_usage_bytes: 0 };
     assert_eq!(found, PodUsage { cpu, memory, swap: Some(swap), io: None, pids: Some(1) });
 
-    let found = open(&recorded("v2"), Version::V2).read().unwrap();
+    let found = open(&recorded("v2"), Version::V2).read(&Mutex::default()).unwrap();
     let timestamp = found.cpu.timestamp;
     let memory = Memory {
         timestamp,
@@ -75,12 +75,12 @@ fn copy() -> tempfile::TempDir {
 fn what_is_not_limited_has_no_limit() {
     let folder = copy();
     let files = open(folder.path(), Version::V2);
-    assert!(files.read().unwrap().memory.available_bytes.is_some());
+    assert!(files.read(&Mutex::default()).unwrap().memory.available_bytes.is_some());
     for name in ["memory.max", "memory.swap.max"] {
         std::fs::write(folder.path().join(name), "max\n").unwrap();
     }
     std::fs::write(folder.path().join("memory.current"), "1\n").unwrap();
-    let found = files.read().unwrap();
+    let found = files.read(&Mutex::default()).unwrap();
     let swap = found.swap.unwrap();
     assert_eq!((found.memory.available_bytes, swap.swap_available_bytes), (None, None));
     assert_eq!((found.memory.usage_bytes, found.memory.working_set_bytes), (1, 0));
@@ -97,7 +97,7 @@ fn what_a_host_does_not_have_is_none() {
     };
     // A kernel without accounting of swap; a cgroup whose pressure is turned off.
     remove(&["memory.swap.current", "memory.swap.max", "pids.current", "memory.pressure", "io.pressure"]);
-    let found = open(folder.path(), Version::V2).read().unwrap();
+    let found = open(folder.path(), Version::V2).read(&Mutex::default()).unwrap();
     assert_eq!((found.swap, found.pids, found.memory.psi, found.io), (None, None, None, None));
     assert!(found.cpu.psi.is_some());
     remove(&["memory.current"]);

@@ -6,7 +6,6 @@ use super::file::{Failed, OpenFile};
 /// The files that v2 does not have.
 #[derive(Debug)]
 pub(super) struct Files {
-    cpu: OpenFile,
     usage: OpenFile,
     stat: OpenFile,
     limit: OpenFile,
@@ -18,17 +17,11 @@ impl Files {
     /// `open` opens a file of a controller.
     pub(super) fn open(open: impl Fn(&str, &str) -> Result<OpenFile, Failed>) -> Result<Self, Failed> {
         Ok(Self {
-            cpu: open("cpuacct", "cpuacct.usage")?,
             usage: open("memory", "memory.usage_in_bytes")?,
             stat: open("memory", "memory.stat")?,
             limit: open("memory", "memory.limit_in_bytes")?,
             swap_limit: open("memory", "memory.memsw.limit_in_bytes").ok(),
         })
-    }
-
-    /// CPU time in nanoseconds.
-    pub(super) fn cpu(&self) -> Result<u64, Failed> {
-        self.cpu.number()
     }
 
     /// Memory and swap.

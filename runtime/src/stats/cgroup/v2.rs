@@ -6,7 +6,6 @@ use super::file::{Failed, OpenFile};
 /// The files that v1 does not have.
 #[derive(Debug)]
 pub(super) struct Files {
-    cpu: OpenFile,
     usage: OpenFile,
     stat: OpenFile,
     limit: OpenFile,
@@ -19,17 +18,11 @@ impl Files {
     pub(super) fn open(open: impl Fn(&str, &str) -> Result<OpenFile, Failed>) -> Result<Self, Failed> {
         let memory = |name: &str| open("memory", name);
         Ok(Self {
-            cpu: open("cpuacct", "cpu.stat")?,
             usage: memory("memory.current")?,
             stat: memory("memory.stat")?,
             limit: memory("memory.max")?,
             swap: memory("memory.swap.current").ok().zip(memory("memory.swap.max").ok()),
         })
-    }
-
-    /// CPU time in nanoseconds.
-    pub(super) fn cpu(&self) -> Result<u64, Failed> {
-        self.cpu.read(|text| parse::microseconds_of(text, "usage_usec"))
     }
 
     /// Memory and swap.
