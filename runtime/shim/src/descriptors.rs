@@ -118,7 +118,7 @@ pub(crate) struct Cgroups {
     pub(crate) folders: Vec<OwnedFd>,
     /// On v1 the file `tasks` of each of them, from the first exec on: to open nine files takes a tenth of the time in which
     /// an exec joins them, but each open one takes a kilobyte, and many containers get no exec.
-    tasks: Vec<OwnedFd>,
+    pub(crate) tasks: Vec<OwnedFd>,
     /// They are of v2.
     pub(crate) unified: bool,
     /// Index of its folder in the memory hierarchy; on v2 of its only folder.
