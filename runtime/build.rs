@@ -1,4 +1,4 @@
-//! Tells the linker to place together what an idle daemon executes (`layout.ld`).
+//! Tells the linker to place together what the daemon executes (`layout.ld`).
 
 fn main() {
     let folder = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();

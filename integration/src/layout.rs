@@ -27,10 +27,11 @@ const DUTIES: &str = "pod::,exec::";
 /// Number of rounds of a kubelet's requests, one in a second, after which an idle daemon has done all that it does.
 const ROUNDS: usize = 12;
 
-/// What one more pattern must save, in bytes ([`patterns::find`]): less than a page for what is executed all the time. A shim
-/// executes so little that smaller pieces count.
+/// What one more pattern must save, in bytes ([`patterns::find`]): less than a page, for what is executed all the time.
 const WORTH: u64 = 1024;
+/// The same for what is executed rarely: a page.
 const RARE_WORTH: u64 = 4096;
+/// The same for the shim, which executes so little that smaller pieces count.
 const SHIM_WORTH: u64 = 128;
 
 /// The arguments of `integration layout`.
@@ -52,16 +53,16 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: &Arguments) -> Result<bool> {
     let bin = fs::canonicalize(&arguments.bin_dir)?;
     let work = tempfile::tempdir().context("temporary folder")?;
-    let daemon = Program::new(&bin, "copepod", work.path())?;
-    let shim = Program::new(&bin, "copepod-shim", work.path())?;
+    let daemon = Binary::new(&bin, "copepod", work.path())?;
+    let shim = Binary::new(&bin, "copepod-shim", work.path())?;
     let traced = work.path().join("bin");
     fs::create_dir(&traced)?;
     for entry in fs::read_dir(&bin)? {
         let entry = entry?;
         std::os::unix::fs::symlink(entry.path(), traced.join(entry.file_name()))?;
     }
-    let (idle, pods) = first(&traced, &daemon, &shim).await?;
-    trace(&traced, &daemon, None)?;
+    let (idle, pods) = without_and_with_pods(&traced, &daemon, &shim).await?;
+    install_tracer(&traced, &daemon, None)?;
     let passed = runner::run(tests::all(), &traced, Some(DUTIES), None).await?;
     let busy = daemon.executed()?;
     let grows = idle.len() > 500 && pods.len() > idle.len() && busy.len() > pods.len();
@@ -78,15 +79,17 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<bool> {
     fs::write(&arguments.script, script(DAEMON, &sections)).context("write the script")?;
     let executed = shim.executed()?;
     ensure!(executed.len() > 200, "traced {} functions of shims", executed.len());
-    let found = patterns::find(&shim.functions, &executed, &[], SHIM_WORTH);
+    let mut found = patterns::find(&shim.functions, &executed, &[], SHIM_WORTH);
+    // The functions of the static C library are not sections, so their names match nothing.
+    found.retain(|pattern| is_rust(pattern));
     println!("{} of {} functions of a shim; {} patterns", executed.len(), shim.functions.len(), found.len());
     fs::write(&arguments.shim_script, script(SHIM, &[("start", found)]))
         .context("write the shim's script")?;
     Ok(passed)
 }
 
-/// A program that is traced.
-struct Program {
+/// A binary that is traced.
+struct Binary {
     path: PathBuf,
     functions: Vec<symbols::Function>,
     /// A file with the addresses of its functions.
@@ -95,7 +98,7 @@ struct Program {
     record: PathBuf,
 }
 
-impl Program {
+impl Binary {
     fn new(bin: &Path, name: &str, work: &Path) -> Result<Self> {
         let path = bin.join(name);
         let functions = symbols::functions(&path)?;
@@ -120,10 +123,15 @@ impl Program {
     }
 }
 
-/// Puts a script that traces the daemon in its place, and its shims if they are given.
-fn trace(bin: &Path, daemon: &Program, shim: Option<&Program>) -> Result<()> {
-    let options = |before: &str, program: &Program| {
-        let Program { path, list, record, .. } = program;
+/// Whether a pattern is for mangled names.
+fn is_rust(pattern: &str) -> bool {
+    pattern.starts_with("_ZN") || pattern.starts_with("_R")
+}
+
+/// Puts a script in the daemon's place that runs it traced, and its shims too if they are given.
+fn install_tracer(bin: &Path, daemon: &Binary, shim: Option<&Binary>) -> Result<()> {
+    let options = |before: &str, program: &Binary| {
+        let Binary { path, list, record, .. } = program;
         let (path, list, record) = (path.display(), list.display(), record.display());
         (format!("{path}"), format!("--{before}functions {list} --{before}record {record}"))
     };
@@ -142,16 +150,21 @@ fn trace(bin: &Path, daemon: &Program, shim: Option<&Program>) -> Result<()> {
     Ok(())
 }
 
-/// Runs a daemon that has an image and a network, first without pods and with the requests that kubelet sends to such a
-/// node, then with pods. Returns what the daemon executed without pods, and until the pods were removed. It is restarted
-/// before, so that the pull of the image is not traced.
-async fn first(bin: &Path, daemon: &Program, shim: &Program) -> Result<(BTreeSet<u64>, BTreeSet<u64>)> {
+/// Traces a daemon that has an image and a network, and its shims: first without pods, under kubelet's requests, then with
+/// pods. Returns what the daemon had executed before the first pod, and after the last one was removed. The image is pulled by
+/// an untraced daemon before, because pulls are rare.
+async fn without_and_with_pods(
+    bin: &Path,
+    daemon: &Binary,
+    shim: &Binary,
+) -> Result<(BTreeSet<u64>, BTreeSet<u64>)> {
     let fixture = Arc::new(Fixture::new(bin).await?);
     let node = Arc::new(Node::start(&fixture, &Options::default()).await?);
-    let ctx = Context::new(fixture, Arc::clone(&node), "layout");
+    // Dropped after the node, whose folders are in its work folder.
+    let ctx = Context::new(Arc::clone(&fixture), Arc::clone(&node), "layout");
     ctx.need(&Fixture::image("busybox")).await?;
     node.terminate().await?;
-    trace(bin, daemon, Some(shim))?;
+    install_tracer(bin, daemon, Some(shim))?;
     node.launch().await?;
     for _ in 0..ROUNDS {
         ctx.cri.pods(None).await?;
@@ -173,6 +186,7 @@ async fn first(bin: &Path, daemon: &Program, shim: &Program) -> Result<(BTreeSet
     }
     node.empty().await?;
     let pods = daemon.executed()?;
+    // Kills the tracer, and with it the daemon: what it executes to end is not recorded.
     node.kill9()?;
     node.wipe();
     Ok((idle, pods))
@@ -188,7 +202,8 @@ const DAEMON: &str = "\
 ";
 /// The same for the shim's.
 const SHIM: &str = "\
-/* Written by `make layout`. Places together what a shim executes, without the workers that it forks: see the daemon's. */
+/* Written by `make layout`. Places together what a shim executes, without the workers that it forks: see the daemon's. The C
+ * library is not ordered: its functions are not sections. */
 ";
 
 /// A linker script that places what these patterns match, in this order, before all other code.
@@ -200,7 +215,7 @@ fn script(head: &str, sections: &[(&str, Vec<String>)]) -> String {
             let indent = if at == 0 { "" } else { "\n      " };
             // Between the two, the compiler names the functions that it holds for unlikely. Names of C have too little to
             // be searched for in others.
-            let between = if pattern.starts_with("_ZN") || pattern.starts_with("_R") { "*" } else { "" };
+            let between = if is_rust(pattern) { "*" } else { "" };
             let _ = write!(text, "{indent}.text.{between}{pattern}*");
         }
         text.push_str(")\n  }\n");

@@ -63,7 +63,7 @@ pub(crate) enum Error {
         source: io::Error,
     },
     /// Too many containers or pods are attached.
-    #[error("statistics of {MAX_ATTACHED} containers or pods are open already, which is the limit")]
+    #[error("statistics of {MAX_ATTACHED} containers or pods are taken already, which is the limit")]
     Full,
 }
 
@@ -202,7 +202,7 @@ impl StatsReader {
         lock(&self.containers).retain(|id, _| keep(id));
     }
 
-    /// Takes no more samples of any pods but those to keep.
+    /// Detaches all pods but those to keep.
     pub(crate) fn retain_pods(&self, keep: impl Fn(&PodId) -> bool) {
         lock(&self.pods).retain(|id, _| keep(id));
     }

@@ -5,7 +5,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -73,14 +73,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
             Ok(WaitStatus::Exited(pid, code)) if pid == child => return Ok(code == 0),
             Ok(WaitStatus::Signaled(pid, ..)) if pid == child => return Ok(false),
             Ok(status) => match traced.event(status) {
-                // The thread was killed meanwhile.
-                Err(error) if error.downcast_ref() == Some(&Errno::ESRCH) => {}
+                Err(error) if is_gone(&error) => {}
                 other => other?,
             },
             Err(Errno::EINTR) => {}
             Err(error) => bail!("wait for {child}: {error}"),
         }
     }
+}
+
+/// Whether a process was killed while it was handled: ptrace does not find it, and its memory is gone.
+fn is_gone(error: &anyhow::Error) -> bool {
+    error.downcast_ref() == Some(&Errno::ESRCH)
+        || error.downcast_ref::<io::Error>().is_some_and(|error| {
+            error.raw_os_error() == Some(nix::libc::ESRCH)
+                || matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::UnexpectedEof | ErrorKind::WriteZero
+                )
+        })
 }
 
 /// Passes signals on. They are blocked after the child was started, which would inherit that.

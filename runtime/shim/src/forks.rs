@@ -8,7 +8,6 @@ use model::ContainerId;
 use sys::namespace::Namespaces;
 
 use crate::create::{self, StreamRequest};
-use crate::descriptors::Cgroups;
 use crate::{exec, packet, pause};
 
 /// The worker's pid and the shim's end of its socket.
@@ -58,18 +57,18 @@ pub(crate) fn container<'a>(
     })
 }
 
-/// Forks the worker that starts a process in the container with this init, on v2 in the container's cgroup.
+/// Forks the worker that starts a process in the container with this init, on v2 in the container's cgroup. `joined`: what it
+/// joins ([`crate::descriptors::Cgroups::joined`]).
 ///
 /// # Errors
-/// The errors of socketpair, fork and openat(2).
+/// The errors of socketpair and fork.
 pub(crate) fn exec(
     fds: &[OwnedFd],
-    cgroups: &mut Cgroups,
+    joined: &[OwnedFd],
+    unified: bool,
     namespaces: &Namespaces,
     init: u32,
 ) -> io::Result<Forked> {
-    let unified = cgroups.unified;
-    let joined = cgroups.joined()?;
     let passed = exec::Passed {
         requested: fds.len(),
         cgroups: joined.len(),

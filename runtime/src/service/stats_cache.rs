@@ -1,9 +1,9 @@
 //! Stats of running containers and ready pods, for the stats calls.
 //!
-//! Cgroup files are opened when stats are first requested, and closed when their container or pod has ended, or when no
-//! stats were requested for ten minutes: a node without stats calls spends nothing on them. Meanwhile [`sample`] takes
-//! samples of CPU time, from which rates are computed, and opens the files of new containers and pods, so that these have
-//! a rate when they are first asked for. Blocking: called on the lane for stats.
+//! Containers and pods are attached when stats are first requested, and detached when they have ended, or when no stats were
+//! requested for ten minutes: a node without stats calls spends nothing on them. The files of an attached container's cgroup
+//! stay open. Meanwhile [`sample`] takes samples of CPU time, from which rates are computed, and attaches new containers and
+//! pods, so that these have a rate when they are first asked for. Blocking: called on the lane for stats.
 
 use crate::cgroups;
 use crate::lanes;
@@ -30,7 +30,7 @@ const SAMPLING: Duration = Duration::from_secs(10);
 /// How long samples are taken after the last call for stats.
 const SAMPLED_AFTER: Duration = Duration::from_secs(600);
 
-/// Reads stats; opens and closes files as containers and pods come and go.
+/// Reads stats; attaches and detaches containers and pods as they come and go.
 #[derive(Debug)]
 pub(crate) struct StatsCache {
     reader: StatsReader,
@@ -172,15 +172,15 @@ impl StatsCache {
         wanted.iter().map(|container| self.reader.writable_layer(&container.record.id)).collect()
     }
 
-    /// Whether files are open, or will be.
+    /// Whether anything is attached, or will be.
     fn is_in_use(&self) -> bool {
         was_requested(&self.containers_requested)
             || was_requested(&self.pods_requested)
             || self.reader.has_attached()
     }
 
-    /// Takes samples of all running containers and ready pods; closes the files of all others, and all files if stats are
-    /// not requested any more.
+    /// Takes samples of all running containers and ready pods; detaches all others, and all if stats are not requested any
+    /// more.
     fn sample(self: &Arc<Self>, pods: &[Arc<PodView>], containers: &[Arc<ContainerView>]) {
         if was_requested(&self.pods_requested) {
             self.keep_ready(pods);

@@ -45,14 +45,14 @@ enum Accounts {
 }
 
 /// Opens the file `name` of a cgroup in the hierarchy of `controller`.
-fn open(cgroups: &Cgroups, cgroup: &str, controller: &str, name: &str) -> Result<OpenFile, Failed> {
+fn open_file(cgroups: &Cgroups, cgroup: &str, controller: &str, name: &str) -> Result<OpenFile, Failed> {
     OpenFile::open(cgroups.folder(controller, cgroup).unwrap_or_default().join(name))
 }
 
 impl CpuFile {
     /// Opens the file of a cgroup.
     pub(super) fn open(cgroups: &Cgroups, cgroup: &str) -> Result<Self, Failed> {
-        Self::opened_by(|controller, name| open(cgroups, cgroup, controller, name), cgroups.version())
+        Self::opened_by(|controller, name| open_file(cgroups, cgroup, controller, name), cgroups.version())
     }
 
     /// `open` opens a file of a controller.
@@ -86,7 +86,7 @@ impl CpuFile {
 impl CgroupFiles {
     /// Opens the files of a cgroup. `has_pressure`: [`measures_pressure`].
     pub(super) fn open(cgroups: &Cgroups, cgroup: &str, has_pressure: bool) -> Result<Self, Failed> {
-        let open = |controller: &str, name: &str| open(cgroups, cgroup, controller, name);
+        let open = |controller: &str, name: &str| open_file(cgroups, cgroup, controller, name);
         Self::opened_by(open, cgroups.version(), has_pressure)
     }
 

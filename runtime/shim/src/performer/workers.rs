@@ -37,7 +37,10 @@ impl Performer {
                         "the container's namespaces are closed",
                     ));
                 };
-                forks::exec(&fds, &mut container.cgroups, namespaces, lifecycle.init(*of))
+                let unified = container.cgroups.unified;
+                let joined = container.cgroups.joined();
+                let joined = joined.map_err(|error| failure(ErrorKind::Internal, "cgroup", &error))?;
+                forks::exec(&fds, joined, unified, namespaces, lifecycle.init(*of))
             }
             Fork::Container { log, terminal, stdin, pause } => {
                 // First, because a log that cannot be opened is the most likely failure.

@@ -1,4 +1,4 @@
-//! Kernel files that stay open.
+//! Open kernel files, which can be read more than once.
 
 use super::super::parse;
 use std::fs::File;

@@ -3,7 +3,7 @@
 use super::super::parse::{self, Charge, MemoryStat, SwapCharge};
 use super::file::{Failed, OpenFile};
 
-/// The files that v1 does not have.
+/// The files of memory and swap.
 #[derive(Debug)]
 pub(super) struct Files {
     usage: OpenFile,
