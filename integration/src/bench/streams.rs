@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::time::timeout;
+use tonic::Code;
 
 use super::table::{Measure, Table, Unit};
 use super::{Endpoint, spdy, turn};
@@ -24,7 +25,7 @@ use crate::expect::ensure;
 use crate::proc;
 use crate::shapes::{ContainerExt as _, PodExt as _};
 use crate::streaming::{self, Streams};
-use cri_api::v1::MountPropagation;
+use cri_api::v1::{self as api, MountPropagation};
 
 /// Rounds: odd, for the median.
 const ROUNDS: usize = 5;
@@ -89,6 +90,10 @@ pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
     ];
     let mut targets = Vec::new();
     for endpoint in all {
+        if let Some(message) = unbuilt(endpoint).await {
+            table.note(format!("{} has no streams: {message}", endpoint.name));
+            continue;
+        }
         let target = Target::new(endpoint, file).await;
         targets.push(target.with_context(|| format!("{}: pod for streams", endpoint.name))?);
     }
@@ -113,6 +118,13 @@ pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
         table.push(cpu);
     }
     Ok(fs::remove_dir_all(file)?)
+}
+
+/// What an endpoint says that has no streaming server, such as an older build.
+async fn unbuilt(endpoint: &Endpoint) -> Option<String> {
+    let request = api::ExecRequest { cmd: vec![String::from("true")], stdout: true, ..Default::default() };
+    let refused = endpoint.ctx.cri.runtime.clone().exec(request).await.err()?;
+    (refused.code() == Code::Unimplemented).then(|| refused.message().to_owned())
 }
 
 impl<'e> Target<'e> {
