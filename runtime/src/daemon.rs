@@ -247,7 +247,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     .await?;
     // It has a time limit. The first Status must be right: kubelet refuses pods by it.
     drop(measuring.await);
-    // It has a time limit too.
+    // The run of its parser has one too.
     drop(loading_apparmor.await);
     let conf_dir = config.network.conf_dir.clone();
     let watching = tokio::spawn({

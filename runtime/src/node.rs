@@ -1,7 +1,8 @@
 //! The operations on the pods and containers of this node, as `service` calls them.
 //!
 //! Lists and look-ups read published views and do not block. All other calls are sent to the pod's driver
-//! (`pod::driver`). The work belongs to the driver: if a caller goes away, it continues.
+//! (`pod::driver`). The work belongs to the driver: if a caller goes away, it continues. ExecSync, Exec and Attach get only a
+//! ticket from the driver: the command of an ExecSync is killed when its caller goes away.
 
 mod sessions;
 
@@ -31,8 +32,8 @@ struct Inner {
 }
 
 impl Node {
-    /// Reads all records, publishes them and starts a driver for each pod. The drivers connect to the shims after this
-    /// has returned, so that it waits for the disk only.
+    /// Reads all records, publishes them and starts a driver for each pod. The drivers connect to the shims by themselves, so
+    /// that this waits for the disk only.
     ///
     /// # Errors
     /// The programs or the folders of records cannot be used. A bad record affects its object only.

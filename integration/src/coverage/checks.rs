@@ -13,7 +13,7 @@ use super::{ROW, TEXT, quoted};
 /// The words of the second column.
 const STATUSES: [&str; 5] = ["honoured", "informational", "empty", "later", "not on Linux"];
 /// What is not implemented yet; each row with the status `later` names one.
-const LATER: [&str; 4] = ["heckpoint", "CDI", "runtime handler", "cgroup v2"];
+const LATER: [&str; 3] = ["heckpoint", "CDI", "runtime handler"];
 /// The only calls that are not implemented.
 const LATER_CALLS: [&str; 3] = ["CheckpointContainer", "CheckpointPod", "RestorePod"];
 

@@ -161,7 +161,7 @@ async fn a_plugin_that_hangs(cx: Context) -> Result<()> {
     for part in [
         "CNI ADD of plugin \"hangs\"",
         "did not end within ",
-        "ms (network.timeout_seconds) and was killed",
+        "ms and was killed (network.timeout_seconds",
         "own log",
     ] {
         ensure!(again.message().contains(part), "the error does not say `{part}`: {again}");

@@ -1,4 +1,4 @@
-//! CRI `LinuxContainerResources` as requested. `spec::resources` computes the files of cgroup v1.
+//! CRI `LinuxContainerResources` as requested. `spec::resources` computes the files of cgroup v1 and v2.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ pub struct Resources {
     pub cpuset_mems: String,
     /// One entry per page size.
     pub hugepage_limits: Vec<HugepageLimit>,
-    /// Files of cgroup v2 with their values; without effect on v1.
+    /// Files of cgroup v2 with their values. On v1 a container with any is refused.
     pub unified: BTreeMap<String, String>,
 }
 

@@ -100,7 +100,11 @@ pub enum Failure {
         limit: usize,
     },
     /// The plugin exceeded its deadline; it was killed with its process group.
-    #[error("did not end within {after_ms} ms (network.timeout_seconds) and was killed; {}", ADVICE)]
+    #[error(
+        "did not end within {after_ms} ms and was killed (network.timeout_seconds limits ADD, DEL and STATUS; CHECK and GC have \
+         shorter limits); {}",
+        ADVICE
+    )]
     Hung {
         /// The time limit in milliseconds.
         after_ms: u128,

@@ -168,7 +168,7 @@ impl Leases {
     /// Removes the lease. Not synced: a DEL that is repeated after a power loss does no harm.
     pub(crate) fn remove(&self, pod: &PodId) -> Result<(), Error> {
         let (result, lease) = (self.result_path(pod), self.lease_path(pod));
-        // What a daemon that was killed while writing has left; those with two dots are of earlier builds.
+        // What a daemon that was killed while writing has left: `hidden` is this build's, `unfinished` that of earlier ones.
         let unfinished = ["result.new", "new"].map(|end| self.dir.join(format!("{pod}.{end}")));
         let hidden = [".result.new", ".new"].map(|end| self.dir.join(format!(".{pod}{end}")));
         for path in unfinished.into_iter().chain(hidden).chain([result, lease]) {

@@ -2,8 +2,8 @@
 //!
 //! The host has version 1, alone or hybrid, or version 2 ([`Cgroups::detect`]). Hybrid means that cgroup2 is mounted too;
 //! nothing of ours joins it, because it has no `tasks` file, and joining by `cgroup.procs` waits for an RCU grace period. A
-//! host with version 2 has a single hierarchy. `spec` computes what is written, `v1` and `v2` make the folders, and outside
-//! of this module only the statistics depend on the version.
+//! host with version 2 has a single hierarchy. `spec` computes what is written, `v1` and `v2` make the folders. Outside
+//! of this module the statistics depend on the version, and `spec::container` and the shim by `CgroupPlan::unified`.
 //!
 //! Everything here uses plain files and no crate: libcontainer's own handling adds 15 ms to a cold create, and cgroups-rs
 //! brings a D-Bus client and a second nix. Only the driver systemd needs D-Bus: one call for the scope of each pod.
@@ -241,8 +241,8 @@ impl Cgroups {
         kill::remove(&self.hierarchies, path, until)
     }
 
-    /// Removes a pod's cgroups other than leaves: its shim's, what is in its scope, and the default parent if kubelet named
-    /// none. systemd removes the scope itself.
+    /// Removes a pod's cgroups other than leaves: its shim's; what is in its scope, after killing every process there; and the
+    /// default parent if kubelet named none. systemd removes the scope itself.
     pub(crate) fn remove_pod(&self, pod: &PodRecord) -> Result<(), Error> {
         let mut failures = Failures::default();
         failures.note(self.remove(&shim_path(&pod.id)));

@@ -167,7 +167,9 @@ impl Reads {
             .collect();
         let more = if hanging.len() > MAX_NAMED { ", and others" } else { "" };
         match hanging.len() {
-            0 => format!("{file} was not read within {limit:?}: too many files are read at once"),
+            0 => format!(
+                "{file} was not read within {limit:?}: no thread was free (other reads and changes of limits use them)"
+            ),
             1 => format!("{file} was not read within {limit:?}: another read hangs: {}", named.join(", ")),
             count => format!(
                 "{file} was not read within {limit:?}: {count} other reads hang: {}{more}",

@@ -1,11 +1,12 @@
-//! Launches a pod in a chain of steps. The result of each step is a type that knows how to undo it.
+//! Launches a pod in a chain of steps. The result of each step is a type, so that none can be left out.
 //!
 //! ```text
 //! Recorded ──► Supervised ──► Isolated ──► Networked ──► committed
-//!  intent       shim, hello    pause, netns   pin, lo, ADD    record Ready
+//!  intent       shim, hello    pause, netns   pin, ADD, sysctls    record Ready
 //! ```
-//! The intent is on disk before anything else is created, and is synced while the shim starts. If a step fails, the
-//! earlier ones are undone in reverse order, and the error names the failed step.
+//! The intent is on disk before anything else is created, and is synced while the shim starts. If a step fails before the
+//! shim is connected, the shim and then the records are removed. After that, the pod is torn down as by StopPodSandbox
+//! ([`teardown`]: processes, network, shim, cgroups), and the records go last. The error names the failed step.
 
 use super::context::Context;
 use super::life::LaunchFailed;

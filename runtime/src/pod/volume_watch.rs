@@ -72,7 +72,7 @@ pub(super) async fn watched<T>(
         if found == hanging.as_ref().map(|hanging| &hanging.volume) {
             continue;
         }
-        // The first time since the create began: it may have hung there since.
+        // After a look that saw no volume, and at the first one, the time counts from the begin of the create: an upper bound.
         let since = if hanging.is_none() { begun } else { Instant::now() };
         _step = found.map(|volume| {
             progress::enter(format!("volume {} from {}", volume.target, volume.source), ADVICE)

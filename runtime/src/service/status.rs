@@ -2,7 +2,7 @@
 //!
 //! Clients branch on codes (NotFound, Unimplemented, DeadlineExceeded, Unavailable, InvalidArgument,
 //! ResourceExhausted). With code Unknown, kubelet also looks for a reason at the start of the text. No other
-//! module creates a [`Status`].
+//! module creates a [`Status`], except `archives` for work that has panicked.
 
 use super::convert::Refusal;
 use crate::error::ErrorKind;

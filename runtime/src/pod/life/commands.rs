@@ -172,7 +172,7 @@ impl Life {
         let stop = RunningStop { deadline, stoppers: vec![waiter], removers: Vec::new() };
         let Some(container) = self.containers.get_mut(id) else { return self.answer(waiter, Ok(())) };
         match &mut container.stage {
-            // It is not listed, or no process of it is running.
+            // It is not listed, was never started (its init waits until it is removed or the pod stops), or has exited.
             Stage::Creating { .. }
             | Stage::CutOff
             | Stage::Created { start: Start::NotRequested, stop: None }

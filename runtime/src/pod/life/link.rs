@@ -50,7 +50,7 @@ impl Life {
                 self.publish_pod();
                 self.dial();
             }
-            // The teardown job has a client of its own.
+            // Not dialled again: the pod is ending, and a teardown does without the shim.
             PodStage::Launching
             | PodStage::Killing(_)
             | PodStage::TearingDown(_)

@@ -16,6 +16,8 @@
 //! - A pod whose shim is dead is Killing before it is TearingDown.
 //! - Leftover is a pod, and CutOff a container, that an earlier daemon left incomplete: it is removed or undone.
 //! - A container can exit before it runs: Created to Exiting.
+//! - If an exit is not durable, a pod goes from Settling to Stopped, and its shim's folder stays until the pod's removal.
+//! - A Leftover whose record says Removing goes to Stopped and from there to Removing: it was torn down before.
 //!
 //! docs/pod-states.md lists the result of every input in every stage.
 //!

@@ -34,7 +34,8 @@ pub(super) enum PodStage {
     Stopped {
         /// Callers of RemovePodSandbox.
         removers: Vec<Waiter>,
-        /// Whether its shim's folder could not be removed: a timer, StopPodSandbox and the removal try it again.
+        /// Whether the removal of its shim's folder has failed: a timer, StopPodSandbox and the removal try it again. False if it
+        /// stays on purpose, because an exit in it is not durable: then only the removal of the pod removes it.
         folder_left: bool,
     },
     /// Its records are being removed, and its shim's folder if that is left.
@@ -262,7 +263,7 @@ impl Container {
         Self::new(Arc::new(record), stage)
     }
 
-    /// Whether it is listed.
+    /// Whether it is committed: created completely, and recorded as such. Only then can it be listed.
     pub(super) fn is_committed(&self) -> bool {
         !matches!(self.stage, Stage::Creating { .. } | Stage::CutOff)
     }

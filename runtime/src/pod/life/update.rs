@@ -102,8 +102,9 @@ impl Life {
             // The cgroup was removed at its exit, and the error says only that a file is missing.
             if exited { error.with_kind(ErrorKind::FailedPrecondition) } else { error }
         });
-        // What is being recorded, an exit or a start, is published when that has ended. The record of a container that has exited
-        // may have been deleted by a removal of the pod that failed later, and an update that was refused did not change it.
+        // Not published here: a start or an exit that is being recorded, which is published when that has ended; and a container
+        // that has exited if its update failed, which changed nothing (its record may be deleted, by a removal of the pod that
+        // failed later).
         let publishes = (outcome.is_ok() || !exited)
             && !matches!(container.stage, Stage::Exiting { .. } | Stage::Running { start: Some(_), .. });
         container.updates.running = Some(RunningUpdate::Recording(caller, outcome));

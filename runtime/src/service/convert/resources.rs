@@ -139,7 +139,7 @@ fn hugepage_limit(field: &Field<'_>, limit: cri::HugepageLimit) -> Result<Hugepa
     Ok(HugepageLimit { page_size, limit })
 }
 
-/// Names of cgroup v2 files and their values. On v1 they have no effect (CRI).
+/// Names of cgroup v2 files and their values. On v1 `cgroups` refuses them for a container.
 fn check_unified(field: &Field<'_>, unified: &HashMap<String, String>) -> Result<()> {
     super::at_most(field, unified.len(), MAX_FILES)?;
     for (file, value) in unified {

@@ -73,8 +73,8 @@ pub(super) fn container(container: &ContainerRecord, pod: Option<&PodRecord>) ->
     })
 }
 
-/// The namespaces that are not the host's. Those of the pod have pause's path, while the pod is ready; the network's
-/// has the path at which it is pinned.
+/// The namespaces that are not the host's, except the cgroup namespace that a container has on v2, which the record does not
+/// say. Those of the pod have pause's path, while the pod is ready; the network's has the path at which it is pinned.
 fn namespaces(container: &ContainerRecord, pod: &PodRecord) -> Vec<Value> {
     let own = &container.config.security.namespaces;
     let sandbox = &pod.config.security.namespaces;
