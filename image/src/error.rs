@@ -19,12 +19,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// No registry has such an image, or the local store does not have it.
-    #[error("image {reference} not found{}", after_colon(detail))]
+    /// No registry has such an image, or the local store or an archive does not have what is named.
+    #[error("{object} not found{}", after_colon(detail))]
     NotFound {
-        /// The image that was requested.
-        reference: String,
-        /// The hosts that were asked, with the reason of each; empty for the local store.
+        /// What was requested: the image, or a layer, blob or member of an archive.
+        object: String,
+        /// The hosts that were asked, with the reason of each, or why it is not here; may be empty.
         detail: String,
     },
     /// Credentials are missing or were refused.

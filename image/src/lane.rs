@@ -9,7 +9,8 @@ use tokio::runtime::Handle;
 
 /// Maximum number of operations that wait for a thread.
 const WAITING: usize = 4096;
-/// At most 64 transfers have a place and 16 go on without one, and two imports and two exports run. The other 12 are for
+/// At most 64 transfers have a place (four times [`crate::Options::parallel_layers`], which the configuration limits to 16) and
+/// 16 go on without one, and two imports and two exports run. The other 12 are for
 /// images that are made durable, and for transfers that have ended but whose threads have not yet.
 const UNPACK_THREADS: usize = 96;
 

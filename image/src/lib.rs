@@ -11,7 +11,7 @@
 //! ```
 //!
 //! No image becomes visible before it is verified and durable, and the name is written last, so a crash leaves complete
-//! layers, which a retry uses, and garbage, which the next start deletes. All content from registries is treated as
+//! layers, which a retry uses, and garbage, which [`ImageStore::upkeep`] deletes after the next start. All content from registries is treated as
 //! hostile.
 
 mod archive;
@@ -76,7 +76,8 @@ pub struct Options {
     /// The proxies between this node and registries.
     pub proxies: Arc<Proxies>,
     /// Maximum number of layers of one pull that are transferred and unpacked at once. All pulls from one registry
-    /// together may have twice as many, all pulls on the node four times as many.
+    /// together may have twice as many, all pulls on the node four times as many. At most 16: `lane` and `unpack::frames` have
+    /// threads and places for that many.
     pub parallel_layers: usize,
     /// Which images are reported as pinned ([`ImageRecord::pinned`]): names as users write them, or patterns of whole
     /// names with a registry, in which `*` is any number of characters and `?` is one.

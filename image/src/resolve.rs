@@ -124,7 +124,7 @@ async fn read(
     let config = manifest::config(&id, &bytes)?;
     match config.check_platform(&id, host) {
         Err(error) if certain => {
-            tracing::warn!(%error, "the image is used nevertheless, as no other was to be chosen from");
+            tracing::warn!(%error, "the image is used nevertheless, as it was named itself or its index says that it is for this node");
         }
         checked => checked?,
     }

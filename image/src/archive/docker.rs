@@ -134,7 +134,7 @@ fn find(members: &Members, name: &str) -> Result<Extent> {
     members.find(plain)?.ok_or_else(|| {
         let shown: String = name.chars().take(200).collect();
         let detail = format!("{MANIFEST} of the archive names it, but the archive does not have it");
-        Error::NotFound { reference: format!("{shown:?}"), detail }
+        Error::NotFound { object: format!("member {shown:?}"), detail }
     })
 }
 

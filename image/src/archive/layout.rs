@@ -132,7 +132,7 @@ fn top(members: &Members, entries: &[Entry]) -> Result<Top> {
 
 /// The error for a blob that the archive does not have.
 pub(super) fn absent(digest: &Digest) -> Error {
-    Error::NotFound { reference: digest.to_string(), detail: "it is not in the archive".to_owned() }
+    Error::NotFound { object: format!("blob {digest}"), detail: "it is not in the archive".to_owned() }
 }
 
 /// A document whose digest was verified.

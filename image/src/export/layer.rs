@@ -89,7 +89,7 @@ impl Walk<'_> {
         self.opaque(root)
     }
 
-    /// The names of a folder, which becomes the current one's child: sorted, because their order on disk is any.
+    /// The names in the current folder, sorted, because their order on disk is any.
     fn list(&mut self, folder: OwnedFd) -> Result<Level> {
         let entries = Dir::read_from(&folder).map_err(|errno| self.failed("list", errno))?;
         let mut names = Vec::new();

@@ -76,14 +76,17 @@ impl ImageStore {
         let step = progress::enter("wait for other exports", "two exports run at once: wait, or end one");
         let place = self.exports.enter("exports").await?;
         drop(step);
-        if names.is_empty() || names.len() > MAX_IMAGES {
+        if names.is_empty() {
+            return Err(Error::unsupported("the export", "it names no image"));
+        }
+        if names.len() > MAX_IMAGES {
             let limit = MAX_IMAGES as u64;
             return Err(Error::TooLarge { object: "the list of images".to_owned(), limit, unit: "images" });
         }
         let mut images: Vec<(Arc<ImageRecord>, Vec<String>)> = Vec::new();
         for name in names {
             let image = self.resolve(name).ok_or_else(|| Error::NotFound {
-                reference: name.clone(),
+                object: format!("image {name}"),
                 detail: "it is not on this node".to_owned(),
             })?;
             let tag = Reference::parse(name).ok().map(|reference| reference.to_string());
@@ -152,7 +155,8 @@ impl Export {
     /// Writes the blobs of an image. Returns digest and size of its manifest, the digest of its config and those of its
     /// layers.
     fn image(&mut self, image: &ImageRecord) -> Result<((Digest, usize), Digest, Vec<Digest>)> {
-        let gone = || Error::NotFound { reference: image.id.clone(), detail: "it was removed".to_owned() };
+        let gone =
+            || Error::NotFound { object: format!("image {}", image.id), detail: "it was removed".to_owned() };
         let id = Digest::parse(&image.id).ok_or_else(gone)?;
         let document = self.store.document(&id, manifest::MAX_CONFIG)?.ok_or_else(gone)?;
         let diff_ids = manifest::config(&id, &document)?.diff_ids;
@@ -187,7 +191,7 @@ impl Export {
         }
         if !self.store.has_layer(diff_id)? {
             let detail = "it is not in the image store any more: pull the image again".to_owned();
-            return Err(Error::NotFound { reference: format!("layer {diff_id}"), detail });
+            return Err(Error::NotFound { object: format!("layer {diff_id}"), detail });
         }
         let mut writer = Writer::new(self.store.new_spool_path(), self.compression)?;
         let mut wanted = Wanted { writer: &mut writer, output: &self.output };

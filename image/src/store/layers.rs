@@ -131,9 +131,9 @@ impl Store {
         Ok((layers, pins))
     }
 
-    /// Makes the layers of an image durable, with one sync of the file system, unless they are. The image's documents are
-    /// written before, so that they need no syncs of their own; returns whether they are durable now. The layers must be
-    /// pinned.
+    /// Makes the layers of an image durable, with one sync of the file system, unless they are. If a sync is
+    /// needed, the image's documents are written before it, so that they need none of their own. Returns whether the documents
+    /// are durable now: `false` if the layers were so already. The layers must be pinned.
     ///
     /// # Errors
     /// If the disk has failed to write anything since the last sync, no layer since then can be trusted: the store forgets

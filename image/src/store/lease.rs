@@ -112,7 +112,7 @@ impl Store {
 }
 
 fn absent(image: &str) -> Error {
-    Error::NotFound { reference: image.to_owned(), detail: String::new() }
+    Error::NotFound { object: format!("image {image}"), detail: String::new() }
 }
 
 /// Checks an owner's name, which becomes a file name.

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 impl Store {
     /// Reads the index, the leases, the records of unfinished pulls and the facts of layers. Damaged files are logged and
-    /// cost as little as possible. Deletes nothing: [`Store::sweep`] does. `boot` is the id of this boot.
+    /// cost as little as possible. Deletes nothing but damaged leases: [`Store::sweep`] does the rest. `boot` is the id of this boot.
     pub(crate) fn open(root: &Path, pinned: &[String], boot: &str) -> Result<Self> {
         let layout = Layout::create(root)?;
         let (mut entries, index) = load_index(&layout);

@@ -28,7 +28,7 @@ const MAX_HEADER: usize = 18;
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// How often a frame that waits looks whether its pull has been cancelled, and whether another is to be.
 const LOOK: Duration = Duration::from_secs(1);
-/// Maximum number of frames that wait. Each has a thread, and at most 64 transfers have a place and 16 have none.
+/// Maximum number of frames that wait. Each has a thread, and at most 64 transfers have a place and 16 have none (see `lane`).
 const MAX_WAITING: usize = 80;
 
 /// The memory for large windows of the whole process.

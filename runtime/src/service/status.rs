@@ -195,10 +195,7 @@ mod tests {
         let (code, text) = told(image::Error::Unavailable { reference: reference(), detail: detail() });
         assert_eq!(code, Code::Unknown, "kubelet recognises the reason only with this code");
         assert!(text.starts_with("RegistryUnavailable: ") && text.contains("503"), "{text}");
-        assert_eq!(
-            told(image::Error::NotFound { reference: reference(), detail: detail() }).0,
-            Code::NotFound
-        );
+        assert_eq!(told(image::Error::NotFound { object: reference(), detail: detail() }).0, Code::NotFound);
         assert_eq!(
             told(image::Error::Unauthorized { reference: reference(), detail: detail() }).0,
             Code::PermissionDenied

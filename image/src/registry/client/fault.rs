@@ -151,7 +151,7 @@ impl<'a> HostFaults<'a> {
         } else if self.any_final {
             Error::Protocol { reference, detail }
         } else {
-            Error::NotFound { reference, detail }
+            Error::NotFound { object: format!("image {reference}"), detail }
         }
     }
 }

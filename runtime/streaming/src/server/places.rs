@@ -12,7 +12,7 @@ pub enum Full {
     #[error("there are {0} on this node already, and no more are allowed")]
     Node(usize),
     /// The owner has so many, and no more than these are free.
-    #[error("this pod has {0}, as many as are free on the node; one pod may have no more")]
+    #[error("this pod has {0}, and no more than that are free on the node: it may take no further one")]
     Owner(usize),
 }
 
