@@ -187,7 +187,8 @@ fn prepare(mut inherited: Inherited) -> Result<Start, StartError> {
     // 7. Leave the host's mount namespace.
     podns::enter().map_err(at("mount namespace"))?;
 
-    // 8. Read signals by signalfd; children reset the mask.
+    // 8. Read signals by signalfd. Processes of containers reset the mask. Pause keeps it, so that no signal before its first
+    // instruction is lost.
     let signals = SignalFd::new(&SIGNALS).map_err(at("signalfd"))?;
     let from_daemon = FromDaemon { pause_binary, records: Records::new(records, boot), log_folder };
     Ok(Start { pod: init.pod, from_daemon, signals, warnings })

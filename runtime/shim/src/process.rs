@@ -5,7 +5,8 @@
 //! user may enter it, and the filter. So a process that the container's processes can see (a waiting init, or an exec
 //! after its second fork) has no more privileges than the container.
 //! [`Ready::become_process`] calls execve, which closes descriptors. If that fails, it writes one line of JSON
-//! to the report descriptor, which execve closes: end of file means success.
+//! to the report descriptor, which execve closes: end of file without a line means that execve has succeeded, or that the
+//! process was killed before (for init, `lifecycle::phase::Execve` tells these apart).
 //!
 //! The filter is loaded in the first part if it allows what the second part needs. Otherwise it is loaded at
 //! the end, and without no_new_privs CAP_SYS_ADMIN is kept until then.

@@ -87,7 +87,8 @@ pub fn attach_devices(cgroup: BorrowedFd<'_>, instructions: &[u64]) -> Result<()
     attach(cgroup, load(instructions)?.as_fd(), None)
 }
 
-/// Exchanges the cgroup's device program for this one, in one step: at any time one of both decides. Without an earlier
+/// Exchanges the cgroup's device program for this one, in one step: at any time one of both decides. Only tests call it:
+/// updates do not change device rules. Without an earlier
 /// program of ours it is attached. Programs that others have attached stay.
 ///
 /// # Errors

@@ -24,7 +24,8 @@ const LAST: i32 = 64;
 /// Bytes of the kernel's set of signals, which is not the C library's.
 const SET_BYTES: usize = size_of::<u64>();
 
-/// Blocks the given signals and reads them. Children inherit the mask, also at execve, so they reset it.
+/// Blocks the given signals and reads them. Children inherit the mask, also at execve: they reset it unless
+/// they want it (pause).
 #[derive(Debug)]
 pub struct SignalFd(Inner);
 

@@ -3,7 +3,8 @@
 //! It uses a unix stream socket. The daemon connects; the shim accepts one daemon at a time, and a new one
 //! replaces the old. A frame is a 16-byte header (`codec`) and a JSON payload; file descriptors are sent with
 //! the frame's first byte (SCM_RIGHTS), and the header has their number. After accepting, the shim sends
-//! [`Message::Hello`], one [`Message::Snapshot`] for each object it holds, and [`Message::SnapshotEnd`];
+//! [`Message::Hello`], one [`Message::Snapshot`] for each object it holds, and [`Message::SnapshotEnd`]
+//! (one that could not start sends a reply that it has failed instead);
 //! after that it sends events, and replies that have the id of their request.
 //!
 //! The heap of the resident shim must not grow, so large data (plans) is sent in memfds that only forked

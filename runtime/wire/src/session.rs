@@ -40,7 +40,8 @@ pub struct OutOfOrder {
     pub class: &'static str,
 }
 
-/// Everything that is legal: `(phase, sender, class, next phase)`.
+/// What is legal on a connection of the event loop: `(phase, sender, class, next phase)`. A shim that cannot start sends
+/// `Reply::Failed` with id 0 as its only message, and has no session.
 const LEGAL: &[(Phase, Side, &str, Phase)] = &[
     (Phase::Opened, Side::Shim, "Hello", Phase::Snapshots),
     (Phase::Snapshots, Side::Shim, "Snapshot", Phase::Snapshots),
@@ -67,7 +68,7 @@ fn class(message: &Message) -> &'static str {
     }
 }
 
-/// The state of one connection, tracked by either side.
+/// The state of one connection, tracked by the shim. The daemon checks the order itself (`shims::client`).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Session {
     phase: Phase,

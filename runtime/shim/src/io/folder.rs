@@ -7,14 +7,15 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use rustix::io::Errno;
 
 /// The log folder of a pod. Operators delete and move log folders while pods run, and kubelet makes a missing one again
-/// before it creates a container. So it is looked up by its path for every file that is opened. A symlink in its place is
-/// not followed: a pod that may write to the folder of all logs could lead others' files elsewhere by it.
+/// before it creates a container. So it is looked up by its path for every file that is opened. A symlink that takes its
+/// place later is not followed: a pod that may write to the folder of all logs could lead others' files elsewhere by it.
 #[derive(Debug)]
 pub(crate) struct LogFolder {
     /// The root of the mount namespace in which `path` is looked up.
     host: OwnedFd,
     path: Box<str>,
-    /// What the last look-up has found. It is used as long as nothing is at `path`: a folder that was moved still exists.
+    /// What the last look-up has found. It is used as long as no folder is at `path` (nothing, a symlink, a file): a folder
+    /// that was moved still exists.
     found: OwnedFd,
 }
 

@@ -62,7 +62,8 @@ impl Context {
         self.fail(to, refusal(kind, stage, message));
     }
 
-    /// Sends an event to the connected daemon; a later one gets the information in the snapshot.
+    /// Sends an event to the connected daemon. Without one it is dropped: a later daemon gets states from the snapshot, but
+    /// neither warnings nor exit codes of execs.
     pub(crate) fn event(&mut self, event: Event) {
         if self.connection.is_some() {
             self.act(Action::Event(event));

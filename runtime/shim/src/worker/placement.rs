@@ -6,7 +6,7 @@
 //! Place::Early    cloned                attached in the root
 //! Place::Staged   cloned                attached in the scratch root   moved to its target in the root
 //! Place::Late     cloned, if a bind                                    created if no bind, attached in the root
-//! the pod's shm, images                 cloned                         attached in the root
+//! the pod's shm, images                 cloned here instead            attached by whom their place says
 //! then:                                                                masked and read-only paths (`hide`), and
 //! Bidirectional   cloned                attached in the scratch root   moved to its target in the root
 //! mounts on those cloned                attached in the scratch root   moved onto them (`nested`)

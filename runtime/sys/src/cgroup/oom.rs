@@ -17,7 +17,8 @@ const BATCH: usize = 256;
 
 /// Sets oom_score_adj to `to`, or the nearest allowed value, for the processes in the cgroup and below it that have the
 /// value `from`: those that have inherited it. A process that has chosen another value keeps it. Returns the value in
-/// effect; `from` if no process had it. A process that is forked all the time may leave some with the old value.
+/// effect; `from` if no process had it. If processes are forked all the time, some may keep the old
+/// value.
 ///
 /// # Errors
 /// As for [`processes_below`]; no /proc.
