@@ -153,7 +153,9 @@ fn prepare(mut inherited: Inherited) -> Result<Start, StartError> {
     // 3. Open what is in the host's mount namespace.
     let log_folder = match init.log_directory.as_str() {
         "" => None,
-        path => Some(LogFolder::open(path).map_err(at("log folder"))?),
+        path => Some(LogFolder::open(path).map_err(|error| {
+            at("log folder")(std::io::Error::new(error.kind(), format!("{path}: {error}")))
+        })?),
     };
     let boot = state::boot::id().map_err(|error| at("boot id")(std::io::Error::other(error)))?;
 

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, ftruncate, mkdirat, open, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, ftruncate, mkdirat, open, openat2};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
@@ -49,21 +49,12 @@ pub fn regular(path: &Path) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(refused()) }
 }
 
-/// Opens a folder by its absolute path; symlinks are followed. It is created with its parents (0755) if
-/// missing.
+/// Opens the root folder of the caller.
 ///
 /// # Errors
-/// The errors of the system calls.
-pub fn folder(path: &str) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match open(path, flags, Mode::empty()) {
-        Err(Errno::NOENT) => {
-            use std::os::unix::fs::DirBuilderExt as _;
-            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
-            Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
-        }
-        opened => Ok(opened?),
-    }
+/// The errors of open(2).
+pub fn root() -> io::Result<OwnedFd> {
+    Ok(open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Opens a folder by an absolute path, as a process with the root folder `root` would. Symlinks on the way are followed,
@@ -162,7 +153,7 @@ mod tests {
     #[test]
     fn folders_within_a_root() {
         let temp = tempfile::tempdir().unwrap();
-        let root = folder(temp.path().to_str().unwrap()).unwrap();
+        let root = File::open(temp.path()).unwrap();
         assert_eq!(folder_in(root.as_fd(), "/a/b").unwrap_err().kind(), io::ErrorKind::NotFound);
         for _ in 0..2 {
             make_folder_in(root.as_fd(), "/a//b/").unwrap();
@@ -188,7 +179,8 @@ mod tests {
     fn follows_nothing_and_leaves_nothing() {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().join("a/b");
-        let dir = folder(root.to_str().unwrap()).unwrap();
+        std::fs::create_dir_all(&root).unwrap();
+        let dir = File::open(&root).unwrap();
         append(dir.as_fd(), "c/d/0.log").unwrap().write_all(b"12345").unwrap();
         let mut again = append(dir.as_fd(), "c/d/0.log").unwrap();
         again.write_all(b"678").unwrap();

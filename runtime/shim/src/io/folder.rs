@@ -7,8 +7,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use rustix::io::Errno;
 
 /// The log folder of a pod. Operators delete and move log folders while pods run, and kubelet makes a missing one again
-/// before it creates a container. So it is looked up by its path for every file that is opened. A symlink that takes its
-/// place later is not followed: a pod that may write to the folder of all logs could lead others' files elsewhere by it.
+/// before it creates a container. So it is looked up by its path for every file that is opened. A symlink in its place is not
+/// followed: a pod that may write to the folder of all logs could lead others' files elsewhere by it.
 #[derive(Debug)]
 pub(crate) struct LogFolder {
     /// The root of the mount namespace in which `path` is looked up.
@@ -23,10 +23,11 @@ impl LogFolder {
     /// Opens the folder at an absolute path in the mount namespace of the caller; it is created if it is missing.
     ///
     /// # Errors
-    /// Those of [`sys::beneath::folder`].
+    /// Those of [`sys::beneath::make_folder_in`].
     pub(crate) fn open(path: &str) -> io::Result<Self> {
-        let found = sys::beneath::folder(path)?;
-        Ok(Self { host: sys::beneath::folder("/")?, path: path.into(), found })
+        let host = sys::beneath::root()?;
+        let found = sys::beneath::make_folder_in(host.as_fd(), path)?;
+        Ok(Self { host, path: path.into(), found })
     }
 
     /// Opens a file below the folder for appending. A folder that was deleted is created again.
@@ -112,6 +113,9 @@ mod tests {
         write(&mut folder, "2");
         assert_eq!(read(&moved), "12");
         assert!(!other.join("c").exists());
+        // Nor one that is there when the pod starts.
+        let error = LogFolder::open(path.to_str().unwrap()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotADirectory);
     }
 
     #[test]
