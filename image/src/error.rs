@@ -60,13 +60,13 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// This version cannot use the object: an image for another platform, an unknown media type, an index that a later
-    /// version wrote.
-    #[error("{object} is not supported: {reason}")]
+    /// The object cannot be used as it is: an image for another platform, an unknown media type, an index that a later
+    /// version wrote, an archive without the name that is needed.
+    #[error("{object} cannot be used: {reason}")]
     Unsupported {
-        /// The manifest, config or layer, with its digest or reference.
+        /// What cannot be used: a manifest, config or layer with its digest, an archive, a name.
         object: String,
-        /// What is not supported.
+        /// Why not.
         reason: String,
     },
     /// A size limit was exceeded.
@@ -144,7 +144,7 @@ pub enum Error {
         #[source]
         source: Arc<pool::Error>,
     },
-    /// The daemon is shutting down.
+    /// The daemon is shutting down, or nobody takes the archive of an export any longer.
     #[error("image operation was cancelled")]
     Cancelled,
 }

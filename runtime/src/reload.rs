@@ -1,6 +1,7 @@
 //! Reload on SIGHUP: reads the configuration again and applies those changes that need no restart.
 //!
-//! A reload applies everything or nothing: after any error the daemon keeps the old configuration and logs the reasons.
+//! If a file cannot be read or has a fault, nothing is applied: the daemon keeps the old configuration and logs the reasons.
+//! If the image store is busy or has no thread, only `image.pinned` takes effect later, or at the next start.
 
 use crate::config::{Arguments, Config, Error, Reloaded};
 use crate::notify::ServiceManager;

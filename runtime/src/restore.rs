@@ -35,7 +35,7 @@ struct Records {
     strays: Strays,
 }
 
-/// The ids of all objects whose leases stay. They include the containers that are being removed because they or their pods
+/// The ids of all objects whose leases stay (for pods: except those that are `torn_down`). They include the containers that are being removed because they or their pods
 /// have no record: the lease of such a container is released after its processes have ended.
 struct Known {
     pods: BTreeSet<PodId>,
@@ -169,7 +169,8 @@ fn load<T: DeserializeOwned>(
     }
 }
 
-/// Releases the image leases of containers that have no record.
+/// Releases the image leases of containers that are not in `known`: they have no record, and [`Strays`] does not remove
+/// them.
 async fn release_images(context: &Context, leases: Vec<String>, known: &Known) {
     // An image volume's lease belongs to a part of the container: `<id>_<number>`.
     let container = |owner: &str| owner.split('_').next().unwrap_or_default().parse();

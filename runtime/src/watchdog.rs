@@ -69,7 +69,8 @@ pub(crate) async fn run(manager: &ServiceManager, period: Duration, socket: &Pat
 }
 
 /// A message after each probe that has succeeded, at half of the period, as sd_watchdog_enabled(3) recommends. A probe may
-/// take a quarter of it. One that failed is repeated, so two fail before the period is over.
+/// take a quarter of it. One that failed is repeated after a sixteenth of it. If both hang, the period is over before the
+/// second one's time limit: it has three sixteenths of the period to succeed.
 async fn feed<F>(manager: &ServiceManager, period: Duration, probe: impl Fn(Duration) -> F)
 where
     F: Future<Output = Result<(), Problem>>,

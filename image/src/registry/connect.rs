@@ -1,5 +1,5 @@
 //! Connections to hosts: directly, or through the proxy of the request (`proxy`). The TLS to the host itself comes
-//! above, so a proxy sees only that of https.
+//! above this, so of a request by https a proxy sees only the encrypted bytes.
 
 use super::dns::{HostKind, Resolver};
 use super::proxy::{Kind, Proxies, Proxy};

@@ -143,7 +143,9 @@ pub(crate) fn parse(
         || !name.starts_with(|first: char| first.is_ascii_alphanumeric())
         || name.len() > 255
     {
-        return Err(format!("name {name:?} must be letters, digits, '_', '.' and '-'"));
+        return Err(format!(
+            "name {name:?} must be 1 to 255 letters, digits, '_', '.' and '-', and begin with a letter or a digit"
+        ));
     }
     let version = version(&body)?;
     let (disable_check, disable_gc) = (flag(&body, "disableCheck")?, flag(&body, "disableGC")?);

@@ -197,7 +197,8 @@ pub enum Error {
         /// The error of the system call or of the parser. Its kind is InvalidData for a damaged file.
         source: io::Error,
     },
-    /// Several plugins failed during DEL or GC; every one was run.
+    /// Several plugins failed during DEL or GC. GC has run every one; DEL has not run the first, which gives the addresses
+    /// back, unless ADD had failed.
     #[error("{} failures: {}", .0.len(), reasons(.0))]
     Several(Vec<Error>),
 }

@@ -15,8 +15,8 @@ use crate::streams::Streams;
 #[derive(Debug, Default)]
 pub(crate) struct Descriptors {
     pub(crate) workers: Vec<Worker>,
-    /// The namespaces that pause and each init were created in. They are closed at their end, because a
-    /// container's mount namespace holds its mounts.
+    /// The namespaces that pause and each init had when they were adopted (`Action::Adopt`). They are closed at
+    /// their end, because a container's mount namespace holds its mounts.
     namespaces: Vec<(Serial, Namespaces)>,
     containers: Vec<Container>,
 }

@@ -60,7 +60,7 @@ impl Shim {
             descriptors: Descriptors::default(),
             buffers: Buffers::new()?,
             incoming: Vec::new(),
-            input: None,
+            attach_fd: None,
             from_daemon,
             inputs: VecDeque::new(),
         };
@@ -178,7 +178,7 @@ impl Shim {
                     self.performer.incoming = fds;
                     self.input(Input::Request { requester, request, fds: count });
                     self.performer.incoming = Vec::new();
-                    self.performer.input = None;
+                    self.performer.attach_fd = None;
                 }
             }
         }

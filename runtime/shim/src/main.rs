@@ -1,6 +1,6 @@
 //! `copepod-shim`: parent of one pod's processes, for as long as the pod lives.
 //!
-//! One thread, one epoll loop, about 64 KiB of memory. Whatever can hang, crash, use much memory or change
+//! One thread, one epoll loop, about 80 KiB of private memory. Whatever can hang, crash, use much memory or change
 //! the process is done in forked workers with a single task ([`packet`]). The resident part reaps children,
 //! writes logs and exit files, and serves the daemon. It does not need the daemon: losing it changes nothing.
 //!
@@ -115,6 +115,8 @@ fn run() -> Result<(), StartError> {
 
 /// Sends the error to the first daemon that connects.
 fn report(listener: BorrowedFd<'_>, error: &StartError) -> std::io::Result<()> {
+    // Nobody may have connected when the wait ends.
+    sys::fds::set_nonblocking(listener)?;
     let epoll = Epoll::new()?;
     epoll.add(listener, 0, Interest::READ)?;
     epoll.wait(Some(REPORT_MS), |_| {})?;

@@ -99,7 +99,7 @@ impl ProcessKind {
     }
 }
 
-/// A process that needs no more privileges.
+/// A process that has no more privileges than the container, except CAP_SYS_ADMIN if `filter` needs it.
 pub(crate) struct Ready {
     arguments: Arguments,
     candidates: Vec<CString>,
@@ -111,8 +111,8 @@ pub(crate) struct Ready {
     filter: Option<Filter>,
 }
 
-/// Applies the plan. Descriptors 0, 1 and 2 are its stdio already. After this it may keep descriptors, but no
-/// privileges. Memory that is needed later is allocated here, before a filter can forbid it. `host_proc`: of
+/// Applies the plan. Descriptors 0, 1 and 2 are its stdio already. After this it may keep descriptors, but
+/// no more privileges than the container (except CAP_SYS_ADMIN for a filter that is loaded last). Memory that is needed later is allocated here, before a filter can forbid it. `host_proc`: of
 /// [`before_namespaces`].
 ///
 /// # Errors

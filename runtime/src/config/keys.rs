@@ -174,7 +174,7 @@ pub(super) const KEYS: [Key; 25] = [
         "streaming.idle_timeout_seconds",
         "whole number",
         "14400",
-        "Seconds, 0 to 65535; 0 is never. A session of exec, attach or port-forward without traffic is ended after this time.",
+        "Seconds, 0 to 65535; 0 is never. A session of exec, attach or port-forward without traffic is ended after this time. Pings and their answers are traffic, and the daemon pings WebSocket clients every 30 s: this ends their sessions only if they do not answer.",
     ),
     key(
         "streaming.creation_timeout_seconds",

@@ -36,7 +36,7 @@ pub(crate) enum Command {
         id: ContainerId,
         /// Time between the stop signal and SIGKILL.
         grace: Duration,
-        /// Sent when it has exited.
+        /// Sent when it has exited; at once if it was never started (its init goes on waiting).
         reply: Reply<()>,
     },
     /// RemoveContainer.
@@ -66,14 +66,14 @@ pub(crate) enum Command {
         id: ContainerId,
         /// Its new limits.
         update: Box<Update>,
-        /// Sent when they are in force and recorded.
+        /// Sent when they are in force, and recorded or the write has failed (which is logged).
         reply: Reply<()>,
     },
     /// UpdatePodSandboxResources.
     UpdatePod {
         /// The new values.
         resources: Box<PodResources>,
-        /// Sent when they are recorded.
+        /// Sent when they are recorded, or the write has failed (which is logged).
         reply: Reply<()>,
     },
 }

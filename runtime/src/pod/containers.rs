@@ -157,7 +157,7 @@ fn limits(cgroups: &Cgroups, record: &ContainerRecord, devices: &[HostDevice]) -
     Ok(cgroups.limits(&record.cgroup, &config.resources, devices)?)
 }
 
-/// Creates the folders and the leaf cgroup, records the intent, and computes the plan. Blocking.
+/// Creates the folders, records the intent, creates the leaf cgroup, and computes the plan. Blocking.
 fn prepare(
     context: &Context,
     pod: &PodRecord,

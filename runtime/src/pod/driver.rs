@@ -1,5 +1,6 @@
 //! The task that owns one pod. It passes calls, shim events, results of jobs and expired timers to the pod's state
-//! machine (`pod::life`), and performs the resulting actions in order. It decides nothing, and waits for no work.
+//! machine (`pod::life`), and performs the resulting actions in order. It decides nothing, and waits for no work,
+//! except for the first attempt to connect to a restored pod's shim, and for the running jobs when the daemon stops.
 
 mod callers;
 mod event;

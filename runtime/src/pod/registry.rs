@@ -14,8 +14,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// The reply to the callers of RunPodSandbox that wait for a pod's name; `None` until it can be given.
 pub(crate) type RunReply = Option<Result<PodId, Error>>;
 
-/// Maximum number of commands in a driver's queue. A driver never blocks, so the queue is full only if very many calls
-/// arrive at once.
+/// Maximum number of commands in a driver's queue. A driver takes commands without delay, except during its first attempt
+/// to connect after a restart of the daemon (`driver::adopt`), so the queue is full only if very many calls arrive at once.
 const MAX_COMMANDS: usize = 64;
 /// Maximum number of pods of a node. kubelet's default limit is 110; some nodes have a few hundred.
 const MAX_PODS: usize = 4096;

@@ -102,7 +102,7 @@ impl Stop {
             }
         }
         let Some(client) = &self.client else {
-            tracing::warn!(container = %id, signal, "stop signal not sent: init was not found, and its shim is silent");
+            tracing::warn!(container = %id, signal, "stop signal not sent: not possible by init's pidfd, and there is no connection to its shim");
             return;
         };
         let gently = Request::Kill { container: id.clone(), signal, all: false };

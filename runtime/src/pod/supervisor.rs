@@ -41,7 +41,7 @@ pub(super) struct Tools {
     pub(super) client: Option<Client>,
     /// Writes the pod's record.
     pub(super) recorder: Arc<Recorder<PodRecord>>,
-    /// Writes the record of the job's container, if it has one.
+    /// Writes the record of [`Job::container`]; `None` for other jobs.
     pub(super) container: Option<Arc<Recorder<ContainerRecord>>>,
     /// What the driver tells the job while it runs, if it is a stop.
     pub(super) stop: Option<StopWatch>,

@@ -1,7 +1,8 @@
 //! What one reading of a container or of a pod contains.
 //!
-//! The source of each value is a file of cgroup v1 or v2. A value whose source does not exist on this host is `None`, never
-//! 0.
+//! CPU, memory, swap, I/O and tasks are read from files of cgroup v1 or v2, networks from /proc/net/dev; a writable layer is
+//! walked. A value whose file does not exist on this host is `None`, not 0; only [`Psi::full`] is zeros where the file has no
+//! line for it.
 //! All timestamps are nanoseconds since the epoch, taken right before the files are read. Counters start at 0 when their
 //! cgroup or interface is created. A pod's cgroup outlives its containers, so a pod's counters go on across restarts of
 //! them, and are larger than the sum of those of its containers.

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! An RPC issues a URL with a token that can be used once, within a minute. A client must present one when it connects,
-//! and then has a session until it ends, the client leaves or nothing has been transferred for some time. What a URL
-//! stands for is an object of the caller ([`Command`], [`Network`]): this crate knows neither pods nor containers.
+//! and then has a session until it ends, the client leaves or nothing, not even a ping or its answer, has been transferred
+//! for some time. What a URL stands for is an object of the caller ([`Command`], [`Network`]): this crate knows neither pods nor containers.
 //!
 //! Limits: `MAX_TOKENS` unused tokens and `MAX_SESSIONS` sessions, of which one owner can have a part (`places`). Also
 //! `MAX_HANDSHAKES` connections that have presented no token yet, or were refused and are still open: one more closes the

@@ -50,7 +50,8 @@ impl ForFilter {
     }
 }
 
-/// Sets the credentials in the only order that works. After this, only a filter and execve may follow.
+/// Sets the credentials in the only order that works. What needs the caller's privileges must be done before, except
+/// loading a filter.
 ///
 /// # Errors
 /// The failed step with the kernel's error; EINVAL for [`NO_ID`].

@@ -39,7 +39,8 @@ pub fn unshare_mount() -> io::Result<()> {
 
 /// Makes a copy of the mount namespace of `process`, a pidfd, in which all mounts are locked (mount_namespaces(7)): nobody
 /// with capabilities in the user namespace `users` alone can unmount one, or take away that it is read-only, nosuid, nodev
-/// or noexec. `users` owns the copy. The caller ends in both, with all capabilities in `users` and none outside.
+/// or noexec. `users` owns the copy. Afterwards the caller is in both namespaces, with all capabilities
+/// in `users` and none outside.
 ///
 /// The kernel locks mounts when their namespace is copied into another user namespace than its owner's. That of `process`
 /// may have been created in `users`, so two copies are made: the first one belongs to the caller's user namespace.
@@ -56,7 +57,7 @@ pub fn locked_copy(process: BorrowedFd<'_>, users: BorrowedFd<'_>) -> io::Result
 
 /// Makes a copy of the mount namespace `mounts`, which belongs to the caller's user namespace. `users` owns the copy, so
 /// a process with all capabilities in `users` alone can enter it and mount there. The mounts that it has are locked, as
-/// by [`locked_copy`]. The caller ends in both, with all capabilities in `users` and none outside.
+/// by [`locked_copy`]. Afterwards the caller is in both namespaces, with all capabilities in `users` and none outside.
 ///
 /// # Errors
 /// EPERM without the capabilities of the host's root; EINVAL with more than one thread, or if `users` is the caller's;
@@ -87,8 +88,7 @@ pub fn unshare_ipc() -> io::Result<()> {
 }
 
 /// Kinds of namespaces that are entered: all except time namespaces. The user namespace is first: it owns the others, and
-/// after it the caller has no capabilities outside. The mount namespace is last, because /proc is not visible any more
-/// after it.
+/// after it the caller has no capabilities outside.
 const KINDS: [(&str, LinkNameSpaceType); 7] = [
     ("user", LinkNameSpaceType::User),
     ("pid", LinkNameSpaceType::ProcessID),

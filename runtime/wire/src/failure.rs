@@ -18,7 +18,7 @@ pub struct Failure {
 /// Classes of errors that the daemon distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ErrorKind {
-    /// No such container, exec or pause.
+    /// No such container.
     NotFound,
     /// The object's state does not allow the request.
     WrongState,
@@ -27,7 +27,7 @@ pub enum ErrorKind {
     Invalid,
     /// Init did not become the container's program: execve failed, or init ended or was killed before it.
     StartFailed,
-    /// execve of an exec failed.
+    /// The process of an exec did not become its program: execve or a step before it failed.
     ExecFailed,
     /// The deadline passed and the worker was killed, or a session could not be killed in time.
     Timeout,

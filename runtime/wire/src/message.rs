@@ -10,8 +10,8 @@ pub const PROTOCOL: u32 = 1;
 /// Largest payload in bytes. Messages are small, because plans travel in memfds; a list of groups is the
 /// longest part.
 pub const MAX_FRAME: usize = 64 * 1024;
-/// Maximum number of descriptors on one frame: plan, namespace, stdio and one cgroup folder per v1 hierarchy. (The
-/// kernel's own limit is 253.)
+/// Maximum number of descriptors on one frame; most are on a create: plan, namespace and one cgroup folder per v1
+/// hierarchy. (The kernel's own limit is 253.)
 pub const MAX_FDS: usize = 32;
 /// Maximum number of containers in a shim's table, including exited ones that were not removed; kubelet keeps few.
 pub const MAX_CONTAINERS: usize = 256;

@@ -33,7 +33,7 @@ pub(super) const CONFIGURATION: &[Row] = &[
         "/name",
         Honoured,
         "\"other\"",
-        "Letters, digits, `_`, `.`, `-`; others are refused, as it names a folder",
+        "1 to 255 letters, digits, `_`, `.`, `-`, beginning with a letter or a digit; others are refused, as it names a folder",
     ),
     Row("/disableCheck", Honoured, "\"True\"", "A boolean, or its name in any case"),
     Row("/disableGC", Honoured, "true", "As `disableCheck`"),

@@ -48,7 +48,8 @@ impl LogFolder {
     }
 }
 
-/// Whether the folder itself was deleted: its missing parts would have been created.
+/// Whether the folder itself was deleted. Missing folders between it and the file are no reason for this error:
+/// [`sys::beneath::append`] creates them.
 fn is_gone(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::STALE))
 }

@@ -39,8 +39,8 @@ pub(crate) struct Performer {
     pub(crate) buffers: Buffers,
     /// Descriptors of the current request.
     pub(crate) incoming: Vec<OwnedFd>,
-    /// The container's input, for the reply to the current request.
-    pub(crate) input: Option<OwnedFd>,
+    /// For the reply to an attach: the container's stdin, or its terminal's master.
+    pub(crate) attach_fd: Option<OwnedFd>,
     pub(crate) from_daemon: FromDaemon,
     /// Results of actions and other inputs, in order.
     pub(crate) inputs: VecDeque<Input>,
@@ -57,7 +57,7 @@ impl Performer {
             }
             Action::Reply { to, reply, fd_of } => {
                 let fd = fd_of.and_then(|serial| self.descriptors.worker(serial)).and_then(|w| w.fd.take());
-                let fd = fd.or_else(|| self.input.take());
+                let fd = fd.or_else(|| self.attach_fd.take());
                 let sent = self.link.reply(to, reply, fd, &self.epoll);
                 self.close_if_lost(sent);
             }

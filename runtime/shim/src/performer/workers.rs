@@ -163,8 +163,8 @@ impl Performer {
         }
     }
 
-    /// Opens the namespaces of a process before it is started: they are those that it was created with. Also receives a
-    /// container's terminal.
+    /// Opens the namespaces of pause, or of an init that waits: no program of the container has run in it that could have
+    /// changed them. Also receives a container's terminal.
     pub(super) fn adopt(&mut self, serial: Serial, pid: Option<u32>) -> Result<(), Failure> {
         if let Some(pid) = pid {
             let failed = |error| failure(ErrorKind::Internal, &format!("namespaces of {pid}"), &error);

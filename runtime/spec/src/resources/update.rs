@@ -7,8 +7,9 @@ use model::{ContainerPhase, ContainerRecord, Resources, Update};
 /// Shares of a new v1 cgroup.
 const DEFAULT_SHARES: i64 = 1024;
 
-/// The resources after an update: what is zero or empty in `update` stays as in `old`. The limit of memory and swap
-/// together is part of the memory limit: if only that is updated, the other one becomes equal to it, as on create.
+/// The resources after an update: what is zero or empty in `update` stays as in `old`. If only the
+/// memory limit is updated, that of memory and swap together becomes 0, "not set": as on create, the kernel then gets the
+/// memory limit for both.
 ///
 /// # Errors
 /// The updated limit of memory and swap is lower than the memory limit that then applies.

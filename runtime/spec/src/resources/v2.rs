@@ -4,7 +4,7 @@ use super::{DEFAULT_PERIOD, Mode, Resources, Write};
 
 /// `max`: no limit.
 pub(super) const MAX: &str = "max";
-/// Largest v1 share, which is the largest weight of v2.
+/// Largest `cpu.weight`, which stands for the largest v1 share.
 const MAX_WEIGHT: i64 = 10_000;
 /// What a file has in a new cgroup, as the kernel shows it. Files of other names are restored from the request only.
 const DEFAULTS: [(&str, &str); 10] = [

@@ -162,18 +162,20 @@ fn rule(field: &str, raw: RawRule, facts: &Facts, rules: &mut Vec<Rule>) -> Resu
         None => true,
         Some(filter) => {
             let fields = format!("{field}.includes");
-            caps(&fields, filter)?.into_iter().all(|bit| facts.caps & bit != 0)
+            let (caps, least) = (caps(&fields, filter)?, kernel(&fields, filter)?);
+            caps.into_iter().all(|bit| facts.caps & bit != 0)
                 && (filter.arches.is_empty() || names_arch(filter, facts.arch))
-                && kernel(&fields, filter)?.is_none_or(|least| facts.kernel >= least)
+                && least.is_none_or(|least| facts.kernel >= least)
         }
     };
     let exclude = match &raw.excludes {
         None => false,
         Some(filter) => {
             let fields = format!("{field}.excludes");
-            caps(&fields, filter)?.into_iter().any(|bit| facts.caps & bit != 0)
+            let (caps, least) = (caps(&fields, filter)?, kernel(&fields, filter)?);
+            caps.into_iter().any(|bit| facts.caps & bit != 0)
                 || names_arch(filter, facts.arch)
-                || kernel(&fields, filter)?.is_some_and(|least| facts.kernel >= least)
+                || least.is_some_and(|least| facts.kernel >= least)
         }
     };
     if !include || exclude {
@@ -378,6 +380,17 @@ mod tests {
             (
                 r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"read","action":"SCMP_ACT_ALLOW","args":[{"index":6,"value":0,"op":"SCMP_CMP_EQ"}]}]}"#,
                 "syscalls[0].args[0].index",
+                ErrorKind::Invalid,
+            ),
+            // Also where another condition decides already.
+            (
+                r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"read","action":"SCMP_ACT_ALLOW","includes":{"caps":["CAP_SYS_ADMIN"],"minKernel":"new"}}]}"#,
+                "syscalls[0].includes.minKernel",
+                ErrorKind::Invalid,
+            ),
+            (
+                r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"read","action":"SCMP_ACT_ALLOW","excludes":{"arches":["amd64"],"minKernel":"new"}}]}"#,
+                "syscalls[0].excludes.minKernel",
                 ErrorKind::Invalid,
             ),
             ("[]", "seccomp profile", ErrorKind::Invalid),

@@ -68,7 +68,7 @@ pub(crate) enum Call {
     Create {
         /// The id of the new container.
         id: ContainerId,
-        /// Boxed, because it is the only large call.
+        /// Boxed, because requests are large.
         config: Box<ContainerConfig>,
     },
     /// StartContainer.

@@ -12,8 +12,9 @@ use std::time::Duration;
 pub(super) enum PodStage {
     /// It is being launched; not listed.
     Launching,
-    /// An earlier daemon left its launch or its removal incomplete. That continues once the daemon has tried to
-    /// connect to its shim.
+    /// An earlier daemon left its launch or its removal incomplete. Once the daemon has tried to connect to its shim, the
+    /// launch is undone, or the removal continues. (A pod with containers from before a reboot is only torn down, and
+    /// stays: `model::reconcile::is_leaving`.)
     Leftover,
     /// It is ready.
     Ready,

@@ -83,7 +83,8 @@ impl Life {
         }
     }
 
-    /// The job has ended: the cgroup has the new values, or after an error those before.
+    /// The job has ended: the cgroup has the new values, or after an error those before, unless these could not be
+    /// restored.
     pub(super) fn updated(&mut self, id: &ContainerId, outcome: Result<(), Error>) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let Some(RunningUpdate::Applying(caller)) = &container.updates.running else { return };

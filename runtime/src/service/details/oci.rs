@@ -163,7 +163,7 @@ fn resources(resources: &Resources) -> Value {
     })
 }
 
-/// A volume. That of an image has the image's name as its source.
+/// A volume. That of an image has the image's id as its source.
 fn mount(mount: &cri::Mount) -> Value {
     let propagation = match mount.propagation() {
         cri::MountPropagation::PropagationPrivate => "rprivate",

@@ -23,7 +23,8 @@ pub fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
-/// Whether the error means that there are more cgroups than one walk visits, 262,144.
+/// Whether the error means that there are more cgroups than the walk may visit: 262,144, unless the function has a limit of
+/// its own.
 pub fn is_too_many(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::E2BIG)
 }

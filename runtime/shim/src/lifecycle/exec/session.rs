@@ -34,7 +34,8 @@ impl Exec {
         }
     }
 
-    /// Kills its session, for a requester or because its deadline passed, at the end of this input together
+    /// Has its session killed, for a requester or because its deadline passed: at the end of the next
+    /// [`Input::TimerDue`](crate::lifecycle::Input::TimerDue), which is due at once (or of this one, at its deadline), together
     /// with other sessions of its container. If it is being killed already, that continues.
     pub(super) fn begin_kill(&mut self, requester: Option<Requester>, cx: &Context) {
         self.deadline = None;

@@ -116,7 +116,8 @@ impl Job {
         }
     }
 
-    /// The container whose record the job writes.
+    /// The container whose recorder the driver gives to the job. `Create` gets none: it writes the first records with its
+    /// own, before the driver has one.
     pub(crate) fn container(&self) -> Option<&ContainerId> {
         match self {
             Self::Start(id) | Self::RecordExit(id) | Self::RecordUpdate(id) => Some(id),
@@ -169,7 +170,8 @@ pub(crate) enum Outcome {
     ContainerRemoved(ContainerId, Vec<Error>),
     /// Ok if the new log file exists.
     LogReopened(Waiter, Result<(), Error>),
-    /// Ok if the container's cgroup has the values of its update; otherwise it has the values before.
+    /// Ok if the container's cgroup has the values of its update. After an error it has the values before, unless these
+    /// could not be restored.
     Updated(ContainerId, Result<(), Error>),
     /// The record has the outcome of the update, or the job has logged why it could not be written.
     UpdateRecorded(ContainerId),
