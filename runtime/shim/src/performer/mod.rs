@@ -144,7 +144,7 @@ impl Performer {
     }
 
     fn perform_on_container(&mut self, serial: Serial, action: Action, lifecycle: &Lifecycle) {
-        let Self { epoll, descriptors, buffers, incoming, input, from_daemon, .. } = self;
+        let Self { epoll, descriptors, buffers, incoming, attach_fd, from_daemon, .. } = self;
         let Some(container) = descriptors.container_mut(serial) else {
             // Not expected: a container has descriptors as long as it is checked. Without them it must not be checked
             // for ever.
@@ -184,7 +184,7 @@ impl Performer {
             }
             Action::Attach { requester, stdout, stderr, tell_loss, .. } => {
                 let attached = streams.attach(std::mem::take(incoming), [stdout, stderr], tell_loss);
-                let outcome = attached.map(|fd| *input = fd);
+                let outcome = attached.map(|fd| *attach_fd = fd);
                 self.served(requester, outcome);
             }
             Action::CloseStdin { requester, .. } => {
