@@ -75,8 +75,8 @@ impl ImageStore {
     /// Stores all images of an uncompressed tar archive, which arrives in parts by `input`: an OCI image layout, or what
     /// `docker save` writes. An archive with a single image may get other names than it has.
     ///
-    /// If an image cannot be stored, those before it stay. If the future is dropped, everything of the unfinished one is
-    /// undone.
+    /// If an image cannot be stored, those before it stay. Of the unfinished one, also if the future is dropped, only the
+    /// complete layers stay, for an hour, as those of a failed pull do ([`ImageStore::pull`]); the archive's file goes.
     ///
     /// # Errors
     /// Any [`Error`]: those of a pull; [`Error::Unsupported`] if an image has no name, or a name with another digest than its

@@ -73,15 +73,16 @@ pub(crate) fn systemd() -> &'static Lane {
     &SYSTEMD
 }
 
-fn all() -> [&'static Lane; 9] {
+fn inline_lanes() -> [&'static Lane; 9] {
     let (images, certificate) = (image::ImageStore::lane(), streaming::server::Server::lane());
     [exec(), kill(), records(), foreign(), metrics(), systemd(), stats(), images, certificate]
 }
 
-/// Starts the threads that each lane keeps. `single_threaded` means that the process could not start any: then a caller
-/// does its work itself until threads can be started.
+/// Starts the threads that these lanes keep. `single_threaded` means that the process could not start any: then a caller does
+/// work of these lanes itself until threads can be started. Not so CNI's lane, which `daemon` starts, nor the image crate's
+/// `unpack`, `space` and `names`: without a thread, work on them fails.
 pub(crate) fn start(single_threaded: bool) {
-    for lane in all() {
+    for lane in inline_lanes() {
         if single_threaded {
             lane.allow_inline();
         }

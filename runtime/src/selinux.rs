@@ -3,7 +3,7 @@
 //! | | processes | files |
 //! | --- | --- | --- |
 //! | pod | the policy's label for containers, with a pair of categories that no other pod has | likewise |
-//! | container | the pod's labels if the request names nothing; otherwise the policy's, with the pod's level and the parts that it names | |
+//! | container | the pod's labels if the request names nothing; otherwise the policy's, with the pod's level and the parts that it names | the pod's if the request names nothing; otherwise the policy's, with the level of the processes and the user that the request names; role and type stay the policy's |
 //! | privileged | what the policy makes of an execve without a label | as above |
 //!
 //! `spec::selinux` computes labels, `pairs` keeps the pods apart, the pod's record keeps its labels, and shims apply them. On

@@ -98,7 +98,8 @@ pub struct Exit {
     pub message: String,
 }
 
-/// The phase of a container. `Creating` and `Removing` are not listed.
+/// The phase of a container. `Creating` is not listed. `Removing` is in the record on disk only: a running daemon lists the
+/// container as `Exited` until it is gone; one that finds the phase at its start does not list it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ContainerPhase {
     /// Creation has begun and is not committed.

@@ -101,7 +101,8 @@ pub enum PodPhase {
     Stopping,
     /// Everything is torn down; only records and files are left.
     Stopped,
-    /// Removal has begun; not listed.
+    /// Removal has begun. The daemon that removes it lists it as stopped until it is gone; one that finds this phase at its
+    /// start does not list it, unless that removal fails.
     Removing,
 }
 

@@ -69,7 +69,8 @@ pub struct Facts<'a> {
 pub enum PodAction {
     /// Adopt it: it is managed again.
     Adopt,
-    /// It is not ready any more: tear it down.
+    /// It is not ready any more. If its shim is gone, or the record is of an earlier boot, it is torn down; if its shim has
+    /// answered, its containers go on until a call stops the pod.
     NotReady {
         /// The reason, for users.
         reason: String,

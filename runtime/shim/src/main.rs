@@ -180,7 +180,8 @@ fn prepare(mut inherited: Inherited) -> Result<Start, StartError> {
         }
     }
 
-    // 6. Make the settings that a container's process inherits.
+    // 6. Set the core dump filter, which containers' processes inherit, and the shim's own limit of open files, which they
+    // do not: `process` restores it. (Pause opens nothing, and keeps the raised one.)
     if let Err(error) = sys::proc::set_coredump_filter(COREDUMP_FILTER) {
         warnings.push(format!("coredump_filter cannot be set: {error}"));
     }

@@ -5,8 +5,9 @@
 //!  intent       shim, hello    pause, netns   pin, ADD, sysctls    record Ready
 //! ```
 //! The intent is on disk before anything else is created, and is synced while the shim starts. If a step fails before the
-//! shim is connected, the shim and then the records are removed. After that, the pod is torn down as by StopPodSandbox
-//! ([`teardown`]: processes, network, shim, cgroups), and the records go last. The error names the failed step.
+//! shim is connected, the shim and then the records are removed. If a later step fails, the pod is torn down as by
+//! StopPodSandbox ([`teardown`]: processes, network, shim, cgroups), and then its records are removed. In both cases the
+//! error names the failed step.
 
 use super::context::Context;
 use super::life::LaunchFailed;

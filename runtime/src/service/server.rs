@@ -192,8 +192,8 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
         path: path.path.clone(),
         source,
     })?;
-    // Without a free thread it is read here: a host that is not known would accept profiles and not apply them, and no
-    // client is served yet.
+    // Without a free thread it is read here, as no client is served yet: it is read once, and a host that is not known
+    // would refuse recursively read-only volumes, and say so in Status, until the next start.
     let apparmor = backend.apparmor.support();
     let detect = move || Host::detect(apparmor);
     let host = lanes::stats().run(detect).await.unwrap_or_else(|_| detect());

@@ -133,7 +133,8 @@ pub enum Snapshot {
 pub enum ContainerState {
     /// The worker is creating it, or a failed creation is being undone.
     Creating,
-    /// Init waits for the start request, or has not called execve yet.
+    /// Init waits for the start request, or has not called execve. As with `Running`, it may have ended, as long as the
+    /// conditions of `Exited` are not met.
     Created,
     /// Init has called execve. It may have ended, as long as the conditions of `Exited` are not met.
     Running {

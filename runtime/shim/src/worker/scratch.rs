@@ -162,7 +162,7 @@ impl Scratch {
     }
 
     /// Makes the container's root file system the caller's root and detaches the scratch root. In init, as
-    /// the last step.
+    /// the last use of the scratch root.
     pub(super) fn leave(self, root: BorrowedFd<'_>) -> Step<()> {
         mount::pivot_into(root).map_err(internal("rootfs", "pivot_root"))
     }

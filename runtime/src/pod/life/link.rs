@@ -135,9 +135,9 @@ impl Life {
         } else if gone {
             self.link = Link::None;
         }
-        // A dead shim's processes are killed before their exits are published.
-        let kill_remains =
-            gone && same_boot && matches!(plan.pod, PodAction::NotReady { .. } | PodAction::RollBack);
+        // A dead shim's processes are killed before their exits are published. (A pod that is rolled back publishes none:
+        // its teardown kills them.)
+        let kill_remains = gone && same_boot && matches!(plan.pod, PodAction::NotReady { .. });
         for (id, action) in plan.containers {
             match action {
                 ContainerAction::MarkExited { .. } if kill_remains => {}

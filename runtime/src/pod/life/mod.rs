@@ -13,7 +13,8 @@
 //! - After an error a pod goes back: from TearingDown (by way of Settling) to NotReady, from RemovingShim and Removing to
 //!   Stopped. The next call tries again, and so does a timer, except for a removal that a call has begun.
 //! - A launch that fails ends in Removed, or in NotReady if something of it could not be undone.
-//! - A pod whose shim is dead is Killing before it is TearingDown.
+//! - A Ready or NotReady pod whose shim is found dead is Killing before it is TearingDown; a Leftover is not: its teardown
+//!   kills what is left.
 //! - Leftover is a pod, and CutOff a container, that an earlier daemon left incomplete: it is removed or undone.
 //! - A container can exit before it runs: Created to Exiting.
 //! - If an exit is not durable, a pod goes from Settling to Stopped, and its shim's folder stays until the pod's removal.
