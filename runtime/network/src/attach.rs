@@ -51,7 +51,7 @@ struct Inner {
     /// Used instead of the same fields of `config`, because they can change. Locked only to copy a value.
     plugins: RwLock<Plugins>,
     loading: Loading,
-    /// Each chain of plugins takes one; GC takes all.
+    /// Each ADD, DEL and CHECK of a pod takes one, GC takes all, STATUS none.
     slots: Semaphore,
     leases: Leases,
     /// Locked only to read or change a number.

@@ -9,7 +9,8 @@ use wire::session::{Session, Side, descriptors};
 use wire::{MAX_FDS, Message, Request};
 
 /// Maximum number of bytes that are queued for a daemon that does not read: a snapshot of full tables fits. With more,
-/// the connection is closed; the next one starts with a snapshot, so nothing is lost.
+/// the connection is closed. The next one starts with a snapshot, so no state is lost; but queued replies, exit codes of
+/// execs and warnings are.
 const MAX_QUEUED: usize = 512 * 1024;
 /// Bytes of one read. Requests are short.
 const READ: usize = 4096;

@@ -18,7 +18,8 @@ use std::sync::Arc;
 /// Kubernetes allows, has more.
 const MAX_STATUSES: usize = 8 * 1024 * 1024;
 
-/// The status of a container.
+/// The status of a container. The path is the `log_path` of one that does not log: no file is ever there
+/// (`convert::container_status`). It has nothing to do with a silent shim.
 pub(super) fn status(backend: &Backend, container: &ContainerRecord) -> cri::ContainerStatus {
     convert::container_status(container, || {
         format!("{}/silent/{}", backend.config.borrow().state.display(), container.id)

@@ -436,8 +436,8 @@ pub struct PausePlan {
     pub hostname: String,
     /// `(path below /proc/sys, value)`; validated to be namespaced. If one cannot be set, the pod fails.
     pub sysctls: Vec<(String, String)>,
-    /// Defaults in the same format, which are set before `sysctls`. Errors are ignored, because the pod does not ask
-    /// for them.
+    /// Defaults in the same format, which are set after those of `sysctls` that are of the UTS namespace and before all
+    /// others, so none of them may be of the UTS namespace. Errors are ignored, because the pod does not ask for them.
     pub default_sysctls: Vec<(String, String)>,
     /// Uid, gid and groups.
     pub user: User,

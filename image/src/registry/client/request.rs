@@ -130,7 +130,8 @@ impl Registry {
         authorization: Option<&HeaderValue>,
     ) -> Result<Response<Incoming>, Fault> {
         let mut uri = url(endpoint, get)?;
-        // Whether the host itself is asked: the settings of hosts.toml are for it alone.
+        // Whether the host itself is asked: credentials and the headers of hosts.toml are for it alone. Its
+        // TLS settings are chosen by `Endpoint::client_for`.
         let mut same_host = true;
         let mut http = &endpoint.http;
         for _ in 0..=MAX_REDIRECTS {

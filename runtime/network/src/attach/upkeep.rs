@@ -19,7 +19,7 @@ use crate::plugin::Call;
 
 /// Time limit of CHECK for one pod. A DEL that begins meanwhile waits for it, and waits a little longer than this.
 const CHECK_LIMIT: Duration = Duration::from_secs(8);
-/// How long GC waits until no plugin runs; new chains wait meanwhile.
+/// How long GC waits until no ADD, DEL or CHECK runs; new ones wait meanwhile.
 const GC_WAIT: Duration = Duration::from_secs(5);
 /// Time limit of GC for all plugins; ADD and DEL wait meanwhile. Also how long one of an earlier daemon is waited for.
 const GC_LIMIT: Duration = Duration::from_secs(20);
@@ -82,7 +82,7 @@ impl Cni {
     }
 
     /// Tells every plugin of the loaded network which pods are attached, so that it releases what belongs to others (GC).
-    /// No chain of another command runs meanwhile. Nothing is done before CNI 1.1.0 and with `disableGC`. Returns false, and
+    /// No ADD, DEL or CHECK runs meanwhile; STATUS takes no slot and may. Nothing is done before CNI 1.1.0 and with `disableGC`. Returns false, and
     /// nothing was done, if other chains were running.
     ///
     /// # Errors

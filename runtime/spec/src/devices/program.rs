@@ -162,8 +162,8 @@ fn answer(code: &mut Assembler, answers: Answers) {
     code.exit();
 }
 
-/// Jumps to the label of the step that the number in the register belongs to. The number is known not to be below the
-/// first step, nor beyond what follows the last.
+/// Jumps to the label of the step that the number in the register belongs to. Already known about the number: it is not
+/// below the first of these steps, and it is below the step that comes after the last of them, if there is one.
 fn search(code: &mut Assembler, register: Register, steps: &[(u32, Label)]) {
     if steps.len() <= ONE_BY_ONE {
         return one_by_one(code, register, steps.to_vec());

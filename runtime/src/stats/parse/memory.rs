@@ -11,10 +11,11 @@ pub(in crate::stats) fn limit(bytes: u64) -> Option<u64> {
     (bytes < NO_LIMIT).then_some(bytes)
 }
 
-/// The values of memory.stat that are used. `None`: the file lacks it, as swap on a host that does not account for it.
+/// The values of memory.stat that are used, in bytes or as a count. They include the cgroups below, except element 0 of
+/// `faults` and `major_faults`. `None`: the file lacks it, as swap on a host that does not account for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in crate::stats) struct MemoryStat {
-    /// Page cache, with the cgroups below, as all but the first of page faults. Bytes.
+    /// Page cache.
     pub(in crate::stats) cache: Option<u64>,
     /// Anonymous memory.
     pub(in crate::stats) rss: Option<u64>,

@@ -71,7 +71,9 @@ impl Exec {
             self.reply_to_kill(Reply::Done, cx);
             return self.report_exit(cx);
         }
-        // It is removed from the table; its remaining processes end with the container.
+        // The kill is given up. A running exec is reported as exited (`Gone`), and then goes on as `Leftover`, not counted,
+        // until its leader is reaped or found to have ended; one that has ended is removed. One that is still starting stays
+        // as it is: its start's reply or deadline decides. Other processes of the session end with the container.
         let message = format!("{count} processes of the session could not be killed");
         self.reply_to_kill(Reply::Failed(refusal(ErrorKind::Timeout, "kill", message)), cx);
         if let Phase::Running(process) = &mut self.phase {
