@@ -86,8 +86,9 @@ fn image(
     let mut descriptors = Vec::with_capacity(layers.len());
     for (name, diff_id) in layers.iter().zip(diff_ids) {
         let extent = find(members, name)?;
-        let compression =
-            Compression::of(&members.spool.read(extent.offset, Compression::MAGIC.min(shortest(extent)))?);
+        let compression = Compression::of(
+            &members.spool.read(extent.offset, Compression::MAGIC.min(length_in_memory(extent)))?,
+        );
         // An uncompressed layer has the digest that the config states. It is verified when the layer is unpacked.
         let digest = match (compression, known.get(&extent.offset)) {
             (Compression::None, _) => diff_id,
@@ -123,8 +124,8 @@ fn image(
     Ok(Found { names, top })
 }
 
-/// The extent's size, as far as it fits into memory.
-fn shortest(extent: Extent) -> usize {
+/// The extent's size as a length in memory; the largest `usize` if it does not fit.
+fn length_in_memory(extent: Extent) -> usize {
     usize::try_from(extent.size).unwrap_or(usize::MAX)
 }
 

@@ -18,8 +18,9 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Fails if the image is for another processor. Only for an image that nobody has named for this one: configs often
-    /// state the processor of the machine that built them, and the kernel may run others by binfmt_misc.
+    /// Fails if the config states another processor. `resolve` asks for every image, but only warns if the image was named
+    /// itself or an index says that it is for this processor: configs often state the processor of the machine that built
+    /// them, and the kernel may run others by binfmt_misc.
     pub(crate) fn check_platform(&self, id: &Digest, host: &Host) -> Result<()> {
         if !self.platform.has_architecture() || host.rank(&self.platform).is_some() {
             return Ok(());

@@ -48,7 +48,7 @@ pub(crate) async fn attach(inputs: &Arc<Inputs>, ticket: Ticket, wanted: Streams
     let end = Receiver::from_owned_fd(end).map_err(failed)?;
     let exit = Box::pin(outcome(end, container.clone()));
     let mut process = Process { stdin: None, stdout: out, stderr: err, resize: None, exit };
-    let seat = config.stdin_once.then(|| inputs.join(&container));
+    let seat = (config.stdin_once && !config.tty).then(|| inputs.join(&container));
     // Whoever looks at a terminal sees that something is missing, and what kubectl does after a failure is worse there: it
     // prints the whole log.
     let tell_loss = !config.tty;

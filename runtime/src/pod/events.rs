@@ -98,6 +98,8 @@ impl State {
     pub(super) fn of_pod(pod: &PodRecord) -> Self {
         match pod.phase {
             PodPhase::Ready => Self::Running,
+            // If the pod was published as ready, the state before is Running, and `ran` does not count. Otherwise its launch
+            // has failed: it has not run.
             PodPhase::Launching | PodPhase::Stopping | PodPhase::Stopped | PodPhase::Removing => {
                 Self::Ended { ran: false }
             }

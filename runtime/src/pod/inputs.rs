@@ -1,4 +1,5 @@
-//! The input of containers with CRI's `stdin_once`: it stays open until the first client has ended its input or has left.
+//! The input of containers with CRI's `stdin_once` and without a terminal: it stays open until the first client has ended
+//! its input or has left.
 //!
 //! Every attached client has an end of the container's stdin, and the shim has one. All of them are closed then: the
 //! container would see no end while one is open.

@@ -56,9 +56,10 @@ pub(super) async fn create(context: &Arc<Context>, record: &PodRecord) -> Result
     lanes::run(lanes::systemd(), id.as_str(), "make the pod's scope", work).await
 }
 
-/// Waits until systemd has removed the scope of a pod that pause may never have been in. The daemon may have been killed
-/// while systemd made the scope, and the holder with it; then systemd waits too, and gets the change that it waits for.
-/// Blocking, for about a second.
+/// Waits until systemd has removed the scope of a pod that pause may never have been in. If the daemon was killed while
+/// systemd made the scope, the holder ended before systemd moved it there, and systemd would keep the empty scope for ever:
+/// if the scope is still there after a second, [`start_and_end`] gives systemd the change that it waits for. Blocking, for
+/// about a second.
 pub(super) fn wait_for_removal(context: &Context, record: &PodRecord) {
     let is_torn_down = matches!(record.phase, PodPhase::Stopped | PodPhase::Removing);
     if record.scope.is_empty() || record.pause_pid != 0 || is_torn_down {

@@ -1,9 +1,10 @@
 //! Stats of running containers and ready pods, for the stats calls.
 //!
-//! Containers and pods are attached when stats are first requested, and detached when they have ended, or when no stats were
-//! requested for ten minutes: a node without stats calls spends nothing on them. The files of an attached container's cgroup
-//! stay open. Meanwhile [`sample`] takes samples of CPU time, from which rates are computed, and attaches new containers and
-//! pods, so that these have a rate when they are first asked for. Blocking: called on the lane for stats.
+//! Containers and pods are attached when they are first asked for, and detached when they have ended, or when nobody has asked
+//! for ten minutes: a node without such calls spends nothing on them. For containers ImageFsInfo and the calls for metrics
+//! count too, as they ask for writable layers. The files of an attached container's cgroup stay open. Meanwhile [`sample`]
+//! takes samples of CPU time, from which rates are computed, and attaches new containers and pods, so that these have a rate
+//! when they are first asked for. Blocking: called on the lane for stats, and by metrics on theirs.
 
 use crate::cgroups;
 use crate::lanes;

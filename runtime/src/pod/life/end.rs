@@ -257,8 +257,9 @@ impl Life {
         }
     }
 
-    /// Removes a stopped pod for which that is due, once the running removals of its containers have ended: both
-    /// remove the same files.
+    /// Removes a stopped pod for which that is due, once the running removals of its containers have ended (both remove the
+    /// same files), and once no exit is being recorded: after a restart of the daemon, a stopped pod may have exits that were
+    /// only in exit files.
     pub(super) fn continue_removal(&mut self) {
         let PodStage::Stopped { removers, folder_left } = &mut self.stage else { return };
         if removers.is_empty() && self.fate == Fate::Stays {

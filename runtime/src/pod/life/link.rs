@@ -169,8 +169,6 @@ impl Life {
                 } else if gone {
                     // Of an earlier boot: no process is left, but the network, cgroups and leases are to be released.
                     self.tear_down(PodCallers::default());
-                } else if matches!(self.stage, PodStage::Leftover) {
-                    self.stage = PodStage::NotReady;
                 }
             }
             PodAction::RollBack => {

@@ -31,7 +31,8 @@ pub(super) enum PodStage {
     Settling(PodCallers, Vec<Error>),
     /// Its shim's folder is being removed.
     RemovingShim(PodCallers),
-    /// Only records are left. A removal waits until no container is being removed.
+    /// Only records are left. A removal waits until no container is being removed and no
+    /// exit is being recorded.
     Stopped {
         /// Callers of RemovePodSandbox.
         removers: Vec<Waiter>,
@@ -140,8 +141,9 @@ pub(super) enum Stage {
         /// Its exit, if that was reported before the job ended; it is recorded once the container is created.
         exit: Option<ExitReport>,
     },
-    /// An earlier daemon ended while it created the container; that is undone once the daemon has tried to
-    /// connect to the shim.
+    /// An earlier daemon ended while it created the container; that is undone when the shim has answered or is found dead.
+    /// While the shim is silent the container stays in this stage, and calls meet it; if its pod is stopped meanwhile, it
+    /// stays so until the pod is removed.
     CutOff,
     /// Init waits for the start request.
     Created {
@@ -285,7 +287,8 @@ impl Container {
     }
 
     /// Whether an earlier daemon began its removal. It is not listed then, and this daemon retries until it is removed.
-    /// If this daemon begins the removal, only the record on disk says so; if that fails, the container is as before.
+    /// If this daemon begins the removal, only the record on disk says so. If that fails, the container stays Exited and listed
+    /// in this daemon, but the record is not written back: the next daemon does not list it and continues the removal.
     pub(super) fn is_leftover(&self) -> bool {
         self.record.phase == ContainerPhase::Removing
     }

@@ -103,9 +103,10 @@ impl Life {
             // The cgroup was removed at its exit, and the error says only that a file is missing.
             if exited { error.with_kind(ErrorKind::FailedPrecondition) } else { error }
         });
-        // Not published here: a start or an exit that is being recorded, which is published when that has ended; and a container
-        // that has exited if its update failed, which changed nothing (its record may be deleted, by a removal of the pod that
-        // failed later).
+        // Not published here: a start or an exit that is being recorded, which is published when that has ended. Nor a
+        // container that has exited and whose update failed: nothing has changed, and its record may be gone by now, because a
+        // removal of the pod has deleted it before it failed at something else; what has no record on disk must not be
+        // published.
         let publishes = (outcome.is_ok() || !exited)
             && !matches!(container.stage, Stage::Exiting { .. } | Stage::Running { start: Some(_), .. });
         container.updates.running = Some(RunningUpdate::Recording(caller, outcome));
