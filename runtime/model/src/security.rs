@@ -226,7 +226,8 @@ pub enum UserRequest {
     Image(String),
 }
 
-/// The user of a process: CRI `LinuxContainerUser`.
+/// The user of a process: CRI `LinuxContainerUser`. It is part of plans for shims, where an older shim skips a field that is
+/// added here (`wire::plan`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     /// Uid in the container.

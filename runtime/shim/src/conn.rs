@@ -12,6 +12,7 @@ use wire::{MAX_FDS, Message, Request};
 /// the connection is closed. The next one starts with a snapshot, so no state is lost; but queued replies, exit codes of
 /// execs and warnings are.
 const MAX_QUEUED: usize = 512 * 1024;
+const _: () = assert!(MAX_FDS <= sys::scm::MAX, "a frame's descriptors are passed by one call");
 /// Bytes of one read. Requests are short.
 const READ: usize = 4096;
 

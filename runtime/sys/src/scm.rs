@@ -10,7 +10,7 @@ use rustix::net::{
 };
 
 /// Maximum number of descriptors that are sent or received by one call.
-const MAX: usize = 32;
+pub const MAX: usize = 32;
 
 /// Sends `bytes`, and descriptors with the first byte. Returns how many bytes were sent; if at least one was,
 /// all descriptors were too. Does not raise SIGPIPE.

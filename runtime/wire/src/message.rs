@@ -11,7 +11,7 @@ pub const PROTOCOL: u32 = 1;
 /// longest part.
 pub const MAX_FRAME: usize = 64 * 1024;
 /// Maximum number of descriptors on one frame; most are on a create: plan, namespace and one cgroup folder per v1
-/// hierarchy. (The kernel's own limit is 253.)
+/// hierarchy. `sys::scm`, which passes them, has the same limit. (The kernel's own limit is 253.)
 pub const MAX_FDS: usize = 32;
 /// Maximum number of containers in a shim's table, including exited ones that were not removed; kubelet keeps few.
 pub const MAX_CONTAINERS: usize = 256;

@@ -28,7 +28,9 @@ pub(super) struct Mount {
     cgroups: Cgroups,
     /// Cgroup folders to bind below it, by hierarchy.
     leaves: Vec<(String, OwnedFd)>,
-    /// The SELinux label of its files, if its file system is a new one; may be empty.
+    /// The SELinux label of its files, if its file system is a new one; may be empty. Set for init's mounts only
+    /// ([`clone_late`]): among the worker's there is no new file system today, and one that `spec` adds there (a tmpfs outside
+    /// /dev, /proc and /sys) needs it set in `early::clone`.
     label: String,
 }
 
