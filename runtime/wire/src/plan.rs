@@ -1,11 +1,11 @@
 //! Plans: what a worker has to create. `spec` computes them from validated requests; only forked workers
 //! parse them.
 //!
-//! A shim outlives upgrades of the daemon, so a plan may contain something that its shim does not know. If
-//! the shim skipped that, a container could start without part of its confinement. A plan with an unknown
-//! field or variant is therefore refused as a whole ([`crate::ErrorKind::Unsupported`]). The exception is [`User`], which
-//! replies and records have too: unknown fields in it are skipped, so what confines a process's user becomes a field of the
-//! plan beside it. A field that is added later must not be serialized with its default value (`skip_serializing_if`), so that older shims
+//! A shim outlives upgrades of the daemon, so a plan may contain something that its shim does not know. If the shim
+//! skipped that, a container could start without part of its confinement. A plan with an unknown field or variant is
+//! therefore refused as a whole ([`crate::ErrorKind::Unsupported`]). The exception is [`User`], which replies and records
+//! have too: unknown fields in it are skipped, so what confines a process's user becomes a field of the plan beside it. A
+//! field that is added later must not be serialized with its default value (`skip_serializing_if`), so that older shims
 //! accept plans that do not use it.
 
 use model::{ContainerId, PodId, Propagation, Text, User, UserMapping, UserRequest};
