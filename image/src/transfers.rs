@@ -170,8 +170,8 @@ pub(crate) struct Place {
     running: Arc<Running>,
 }
 
-/// That others wait for a place is no reason to cancel a transfer that has left its own: they would gain nothing. Its longer
-/// limit stays, and that others wait for its memory is one.
+/// A transfer that has left its place is not cancelled because others wait for a place: they would gain nothing. It is
+/// cancelled if others wait for its memory, and at the longer limit (`stall_limit`).
 impl Sharer for Place {
     fn leave_place(&self) {
         let running = lock(&self.transfers.running);

@@ -3,7 +3,8 @@
 //!
 //! Whiteouts and opaque folders become those of archives again (`unpack::whiteout`). An implicit folder gets no member, as in
 //! the archive that was pulled, so that its attributes come from the layers below here and elsewhere. The root folder gets
-//! one if its attributes are not the usual ones; its time is not known otherwise.
+//! one only if its attributes are not the usual ones: that proves that the pulled archive had an entry for it, whose time the
+//! folder has. With the usual ones its time may be that of the unpacking, and the archives of two nodes would differ.
 
 use super::header::{Item, encode, padding};
 use crate::error::{Error, Result};

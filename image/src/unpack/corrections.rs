@@ -138,7 +138,8 @@ impl Walk<'_> {
                 self.create()?;
             }
         }
-        // No layer below the last member can have other attributes.
+        // The last member is not listed: no layer below it shows anything in this folder, so a folder that this member has
+        // here has nothing to be corrected by.
         let above = &members[..members.len() - 1];
         let implicit = above.iter().map(|member| member.layer).filter(|layer| self.layers[*layer].implicit);
         let unread = implicit.rev().collect();

@@ -35,7 +35,8 @@ impl Binaries {
     }
 }
 
-/// Starts the shim of a pod. After an error, [`remove`] removes what was created. Blocking.
+/// Starts the shim of a pod. After an error, [`remove`] ends the process, if there is one, and removes the folder; the
+/// cgroup goes with `Cgroups::remove_pod`. Blocking.
 pub(crate) fn spawn(
     layout: &Layout,
     cgroups: &Cgroups,

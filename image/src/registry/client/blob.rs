@@ -82,7 +82,8 @@ impl<'a> Blob<'a> {
     /// verify the digest.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
         while self.offset < self.wanted.size {
-            // Without a body of its own, the transfer is where the pieces begin, or there are none.
+            // Without a body the first connection has been dropped where the pieces begin, or has broken before that: then it
+            // is opened again, and the pieces wait until it reaches them.
             if self.body.is_none()
                 && self.is_at_pieces()
                 && let Some(part) = self.ahead.next().await
