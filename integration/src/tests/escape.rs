@@ -165,7 +165,16 @@ async fn harmless(
     let made = cx.start(pod, &as_kubelet(config.clone())).await;
     for (folder, before) in hosts {
         let now = listing(folder)?;
-        ensure!(now == *before, "{} of the host had {before:#?} and has {now:#?}", folder.display());
+        if now != *before {
+            // Where its mounts are shows how it came to that.
+            let mounts = match &made {
+                Ok(id) => {
+                    cx.cri.sh(id, "cat /proc/self/mountinfo").await.unwrap_or_else(|e| format!("{e:#}"))
+                }
+                Err(error) => format!("{error:#}"),
+            };
+            anyhow::bail!("{} of the host had {before:#?} and has {now:#?}; {mounts}", folder.display());
+        }
     }
     let Ok(id) = made else { return Ok(false) };
     let root = cx.cri.sh(&id, "ls /bin/busybox; wc -c < /proc/keys; cat /proc/1/comm").await?;

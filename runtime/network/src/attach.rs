@@ -145,7 +145,8 @@ impl Cni {
     /// have the same host ports.
     ///
     /// # Errors
-    /// After an error, plugins may have allocated something: call [`Cni::del`].
+    /// After an error, plugins may have allocated something: call [`Cni::release`], which also repeats a DEL that
+    /// fails ([`Cni::del`] alone does not).
     pub async fn add(&self, pod: &Attachment) -> Result<Vec<IpAddr>, Error> {
         let (args, capabilities) = (cni_args(pod)?, capabilities(pod)?);
         let network = self.network()?;

@@ -70,11 +70,10 @@ fn descriptors(pids: &[u32], budget: &mut Budget) -> (Option<u64>, Option<u64>) 
     let mut links = limit;
     let (mut all, mut sockets) = (Some(0), Some(0));
     for pid in pids {
-        let found = of_process(*pid, &mut links);
-        let known = |value: Option<u64>| if found.is_none() { None } else { value };
-        let (more, more_sockets) = found.unwrap_or_default();
-        all = known(all).zip(more).map(|(sum, more)| sum + more);
-        sockets = known(sockets).zip(more_sockets).map(|(sum, more)| sum + more);
+        // A process that may not be examined makes both unknown.
+        let (more, more_sockets) = of_process(*pid, &mut links).unwrap_or_default();
+        all = all.zip(more).map(|(sum, more)| sum + more);
+        sockets = sockets.zip(more_sockets).map(|(sum, more)| sum + more);
         if all.is_none() {
             break;
         }
