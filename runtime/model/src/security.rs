@@ -260,9 +260,9 @@ pub struct ContainerSecurity {
     pub readonly_rootfs: bool,
     /// PR_SET_NO_NEW_PRIVS for init and every exec.
     pub no_new_privs: bool,
-    /// Masked paths; replace the default list. Empty masks nothing.
+    /// Masked paths: exactly these are hidden, none if it is empty (kubelet sends the usual list). Ignored if privileged.
     pub masked_paths: Vec<String>,
-    /// Read-only paths; replace the default list.
+    /// Read-only paths: exactly these, none if it is empty. Ignored if privileged.
     pub readonly_paths: Vec<String>,
     /// Seccomp profile; ignored if privileged.
     pub seccomp: SeccompProfile,
