@@ -56,7 +56,8 @@ pub enum Refusal {
 /// The legal transitions of pods.
 const PODS: [(PodPhase, PodEvent, PodPhase); 10] = [
     (PodPhase::Launching, PodEvent::Launched, PodPhase::Ready),
-    // A launch that failed, and that could not be undone completely.
+    // A launch that failed and could not be undone completely; the begin of a roll-back by the next daemon; a pod whose
+    // commit a power loss has taken, and that has containers (`reconcile::is_leaving`).
     (PodPhase::Launching, PodEvent::StopBegan, PodPhase::Stopping),
     (PodPhase::Ready, PodEvent::StopBegan, PodPhase::Stopping),
     // Reported twice, or a stop that is repeated.

@@ -128,9 +128,10 @@ async fn remove_shim(context: &Arc<Context>, pod: &PodId) {
         for leaf in &leaves {
             errors.extend(shared.cgroups.remove(leaf).err().map(Error::from));
         }
-        // A scope ends with its last process.
-        let unknown = model::PodRecord::new(id, model::PodConfig::default(), 1);
-        errors.extend(shared.cgroups.remove_pod(&unknown).err().map(Error::from));
+        // The pod has no record, and this one stands for it: with it `remove_pod` removes the shim's cgroup and the default
+        // parent. Its scope, if it has one, is not known here, and needs no removal: it ends with its last process.
+        let stand_in = model::PodRecord::new(id, model::PodConfig::default(), 1);
+        errors.extend(shared.cgroups.remove_pod(&stand_in).err().map(Error::from));
         Error::gathered(errors)
     });
     if let Err(error) = removed.await {

@@ -50,7 +50,7 @@ impl Life {
                 self.publish_pod();
                 self.dial();
             }
-            // Not dialled again: the pod is ending, and a teardown does without the shim.
+            // Not dialled again, also if the stop fails: there is no link then, and the retried teardown does without the shim.
             PodStage::Launching
             | PodStage::Killing(_)
             | PodStage::TearingDown(_)
@@ -97,8 +97,9 @@ impl Life {
             PodStage::Leftover | PodStage::Ready | PodStage::NotReady | PodStage::Stopped { .. } => {
                 self.apply(dialled)
             }
-            // A stop that was requested meanwhile does not need the shim. If the stop fails, the pod still does: so
-            // connecting is retried.
+            // A stop that was requested meanwhile does not need the shim. But the link stays Down, and nothing else begins an
+            // attempt: if the stop fails, the pod is NotReady and goes on connecting. (A connection that is lost during a stop
+            // leaves no link: `link_lost`.)
             PodStage::Killing(_)
             | PodStage::TearingDown(_)
             | PodStage::Recording(_)
