@@ -27,8 +27,9 @@ pub struct ShimInit {
     /// Folder below which log paths are opened; created (0755) if missing, empty if there are no logs. The
     /// shim opens it before it leaves the host's mount namespace.
     pub log_directory: String,
-    /// Folders whose `tasks` (v1) or `cgroup.procs` (v2) file the shim joins by writing "0", before anything
-    /// else.
+    /// Folders that the shim joins by writing "0" to `tasks` (v1), before anything else. The daemon sends none on v2, where it
+    /// starts the shim in its cgroup (`sys::spawn::Program::cgroup`); a v2 folder, which only tests send, is joined by
+    /// `cgroup.procs`.
     pub cgroups: Vec<String>,
     /// oom_score_adj of the shim; raised if the host does not allow this value.
     pub oom_score_adj: i32,

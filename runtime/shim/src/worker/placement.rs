@@ -17,7 +17,8 @@
 //!   devpts, cgroups), and those below another late one.
 //! - Staged are late ones that receive mounts from the host: they must be attached while the host's mount table is
 //!   watched. A mount that is moved receives them all the time.
-//! - Volumes on a Bidirectional volume at /dev are early although they are below /dev: the worker stages them (`nested`).
+//! - Volumes on a Bidirectional volume at /dev are early although they are below /dev: the worker finds them when it opens
+//!   their targets, as all that lie on a Bidirectional volume, and puts them into the scratch root for init (`nested`).
 //! - Bidirectional volumes are staged and come last, because a mount on one appears on the host. All their targets are
 //!   opened before the first is attached, and nothing but [`nested`] ones is mounted after them.
 
@@ -39,7 +40,8 @@ const OF_PROCESSES: [&str; 2] = ["self", "thread-self"];
 /// Who attaches a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// The worker, at its target.
+    /// The worker, at its target. Or, if that turns out to lie on a Bidirectional volume when it is opened
+    /// (`early::attach`), in the scratch root, under an index after those of `Staged`; init moves it (`nested`).
     Early,
     /// The worker, in the scratch root under this index; init moves it.
     Staged(usize),
