@@ -96,8 +96,8 @@ impl ImageStore {
         let names = names.iter().map(|name| Reference::parse(name)).collect::<Result<Vec<_>>>()?;
         let step = progress::enter("receive the archive", "the sender of the archive or the disk is slow");
         let path = self.store.new_spool_path();
-        // Until the archive is deleted, which takes a while: three archives would take the disk space of three. The thread
-        // may also work on after a cancellation.
+        // The place goes with the archive's file, whose deletion takes a while: if it were given back earlier, a third import
+        // could begin while the disk still has two archives. The thread may also work on after a cancellation.
         let held = place.transfer;
         let (archive, found) =
             unpacking(move || Archive::read(input, Spool::create(path, MAX_ARCHIVE)?.holding(held))).await?;

@@ -170,6 +170,7 @@ impl Puller {
         let (layers, added, documents, durable_documents) = unpacking(move || {
             let (layers, added) = store.overlay_layers(&diff_ids)?;
             let durable_documents = store.make_durable(&layers, &documents)?;
+            // As in `layer`: this thread works on after a cancellation.
             drop(pinned);
             Ok((layers, added, documents, durable_documents))
         })
@@ -257,6 +258,8 @@ impl Puller {
                 let ingest = store.new_ingest()?;
                 let stats = unpack(input, &expected, ingest.path(), &place)?;
                 store.publish_layer(ingest, &expected.diff_id, stats)?;
+                // A cancelled pull does not end this thread. Its pins last until here, so that what was published is known when
+                // the pull is settled (`Pins::drop`): it is kept, or collected.
                 drop(pins);
                 Ok(())
             }));

@@ -67,8 +67,9 @@ impl DockerConfig {
             .map_err(|error| Malformed { line: error.line(), column: error.column() })
     }
 
-    /// Where the credentials for a repository may be, in the order to ask: the helper of the registry, the helper for
-    /// all registries, the file itself. `registry` is a name with an optional port, `path` the repository.
+    /// Where the credentials for a repository may be, in the order to ask: the helper of the registry, or, only if it has
+    /// none, the helper for all others; then the file itself. `registry` is a name with an optional port, `path` the
+    /// repository.
     pub(crate) fn sources(&self, registry: &str, path: &str) -> Vec<Source> {
         let mut sources = Vec::new();
         let own_helper = self.cred_helpers.as_ref().and_then(|helpers| best(helpers, registry, path));

@@ -25,6 +25,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(proc_through_a_shared_volume),
         test!(image_link_to_the_root_under_a_volume),
         test!(volume_link_to_the_root_under_a_volume),
+        test!(volume_over_the_volume_that_it_lies_on),
         test!(volume_that_is_swapped_while_others_are_attached).limit(120),
     ]
 }
@@ -215,11 +216,47 @@ async fn volume_link_to_the_root_under_a_volume(cx: Context) -> Result<()> {
     Ok(())
 }
 
+/// A link by which a volume covers the one that it lies on: what is created for later mounts is on the pod's own volumes, or
+/// the container is refused if those are read-only.
+async fn volume_over_the_volume_that_it_lies_on(cx: Context) -> Result<()> {
+    let (bait, before) = bait(&cx)?;
+    let pod = cx.pod().await?;
+    for readonly in [true, false] {
+        let (outer, inner) = (cx.volume("outer")?, like_a_root(&cx, &bait)?);
+        symlink(".", outer.join("b"))?;
+        let as_it_was = listing(&outer)?;
+        let mut expected = listing(&inner)?;
+        if !readonly {
+            for folder in ["b", "b/c"] {
+                fs::create_dir(inner.join(folder))?;
+            }
+            expected = listing(&inner)?;
+            fs::remove_dir_all(inner.join("b"))?;
+        }
+        let config = cx
+            .sleeper("one")
+            .mount(&outer, "/a", false, PRIVATE)
+            .mount(&inner, "/a/b", readonly, PRIVATE)
+            .mount(&inner, "/a/b/c", readonly, PRIVATE);
+        let hosts: [(&Path, &[String]); 3] = [(&bait, &before), (&outer, &as_it_was), (&inner, &expected)];
+        let runs = harmless(&cx, &pod, &config, &hosts).await?;
+        ensure!(runs != readonly, "readonly: {readonly}, and it runs: {runs}");
+    }
+    Ok(())
+}
+
 /// A sidecar replaces a folder on its volume by symlinks while mounts are made through that folder.
 async fn volume_that_is_swapped_while_others_are_attached(cx: Context) -> Result<()> {
     let (bait, before) = bait(&cx)?;
     let (outer, inner) = (cx.volume("outer")?, like_a_root(&cx, &bait)?);
-    fs::create_dir(inner.join("c"))?;
+    // Mount points that the swaps can rightly lead to in this volume, which is the pod's own. The second mount may be made
+    // while the link is to /proc, and the third while it is to /proc/self/fd. And an ext4 of the host can show a symlink
+    // that is being removed with an empty text, or without its end (ext4_evict_inode clears it while another looks it up by
+    // RCU; seen with Linux 6.12): then /a/b is /a, as with a link to ".", /sys/fs is /sys, and /proc/self/fd is /proc/self.
+    // Any other new name is an error.
+    for place in ["c", "b/c", "self/fd/c", "self/c", "fs/c", "fd/c"] {
+        fs::create_dir_all(inner.join(place))?;
+    }
     let as_it_was = listing(&inner)?;
     let swapper = Repeat::start({
         let swapped = outer.join("b");

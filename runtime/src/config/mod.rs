@@ -110,7 +110,7 @@ impl MountNamespace {
 /// Who makes the cgroups of pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CgroupDriver {
-    /// systemd where it can be used, or else copepod.
+    /// systemd if it is process 1 of a host with cgroup v2 (the start fails if it cannot be reached then), or else copepod.
     Auto,
     /// systemd makes a scope for each pod.
     Systemd,

@@ -22,7 +22,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// How often the progress of an import is sent.
 const TOLD: Duration = Duration::from_millis(200);
-/// How long a client may take to send the options of an import. What follows is timed by its place.
+/// How long a client may take to send the options of an import. The parts after that have the time limit of the import's
+/// place in the image store (`receive`).
 const SILENCE: Duration = Duration::from_secs(60);
 /// Maximum number of parts of an archive that wait for the disk, or for the client.
 const WAITING: usize = 4;

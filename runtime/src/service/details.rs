@@ -127,6 +127,8 @@ pub(super) fn container_info(backend: &Backend, container: &ContainerView) -> Ha
     info(&serde_json::json!({
         "sandboxID": record.pod,
         "pid": record.pid,
+        // Containerd's key; always false: while this daemon removes a container it lists it as Exited, and one that is Removing
+        // is not listed.
         "removing": record.phase == ContainerPhase::Removing,
         "snapshotter": SNAPSHOTTER,
         // The name of the folder with its writable layer.

@@ -49,6 +49,7 @@ impl Samples {
         let is_old = at.saturating_duration_since(newer.at) >= WINDOW;
         let base = if is_old { newer } else { self.older.unwrap_or(newer) };
         let passed = at.saturating_duration_since(base.at);
+        // `None` if it is below either sample: the counter was reset. Otherwise what was used since the base.
         let used = usage.checked_sub(newer.usage.max(base.usage)).map(|_| usage - base.usage)?;
         if passed < FIRST_WINDOW {
             return None;

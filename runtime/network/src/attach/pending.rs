@@ -116,7 +116,8 @@ impl DelQueue {
         true
     }
 
-    /// An attempt has ended: it has succeeded, or failed because of this problem, and host ports may still lead to the pod.
+    /// An attempt has ended. `failed`: why it has failed, and whether host ports may still lead to the pod; `None` if it has
+    /// succeeded.
     fn ended(&self, pod: &PodId, failed: Option<(String, bool)>) {
         if let Some(entry) = self.entries().get_mut(pod) {
             match failed {
@@ -186,6 +187,7 @@ impl DelQueue {
                 // The end of a running one is told.
                 State::Due(_) if running >= self.parallel => (None, Some(entry.since + KEEP_NETNS)),
                 State::Due(at) => (Some(at), Some(entry.since + KEEP_NETNS)),
+                // At once (a time in the past): `pins` removes what is left of it, the pin and the entry.
                 State::Done => (Some(entry.since), None),
             };
             attempt.into_iter().chain(pin.filter(|_| entry.netns.is_some()))

@@ -178,8 +178,9 @@ impl Pause {
             }
             WorkerInput::Warning(text) => cx.warn(None, text),
             WorkerInput::Failed(failure) => worker.fail(failure),
-            // The worker exited without a report; the reason is known once it is reaped.
-            WorkerInput::Closed if process.is_none() && worker.is_silent() => {}
+            // The worker exited without a report. The reason is its exit code: it is reaped, and then `PacketsRead` follows,
+            // also if it was reaped before this end was read.
+            WorkerInput::Closed if process.is_none() && worker.failure.is_none() => {}
             WorkerInput::Closed => self.worker_done(cx),
             WorkerInput::Reaped(code) => worker.was_reaped(*serial, code, cx),
             // If a process was created, wait for its execve to close the socket.

@@ -38,11 +38,6 @@ impl Worker {
         Self { requester, pid: None, reaped: None, deadline, kills: 0, failure: None }
     }
 
-    /// It is not reaped and has not reported a failure.
-    pub(crate) fn is_silent(&self) -> bool {
-        self.reaped.is_none() && self.failure.is_none()
-    }
-
     /// Records why it has failed, unless that is known.
     pub(crate) fn fail(&mut self, failure: Failure) {
         self.failure.get_or_insert(failure);

@@ -376,7 +376,8 @@ impl Life {
         self.publish(id);
     }
 
-    /// Undoes the create of a container that was never committed.
+    /// Undoes the create of a container that was never committed, or that its shim is still creating although its record says
+    /// that it is created (`model::reconcile`): such a one is listed.
     pub(super) fn roll_back(&mut self, id: &ContainerId) {
         let Some(container) = self.containers.get(id) else { return };
         let record = Arc::clone(&container.record);

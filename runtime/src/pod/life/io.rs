@@ -177,7 +177,9 @@ pub(crate) enum Action {
     PublishContainer(Arc<ContainerRecord>),
     /// Removes the pod from the lists.
     UnpublishPod,
-    /// Removes the container from the lists.
+    /// Removes the container from the lists. The driver also drops its recorder and the handle of its stop. So this is sent
+    /// only together with dropping the container's entry: a container that stays would get a second recorder, which writes
+    /// the same file beside the first.
     UnpublishContainer(ContainerId),
     /// Sets what the next write of the pod's record contains. Writes nothing.
     SetPodRecord(Arc<PodRecord>),

@@ -28,7 +28,7 @@
 //! | stage | where a pod or container is in this state machine (`stage`). Its variant holds what is legal then: waiting callers, the running job. In memory only |
 //! | phase | where it is as far as a record says, so that another daemon can continue. Changed by `model::transition` alone |
 //! | job, outcome | work that takes time (`pod::jobs`), and its result, which is an input |
-//! | committed | created completely and recorded as such. What is not committed is not listed, and is undone by the next start of the daemon. Except a pod whose undoing has failed, or was itself cut off by the end of a daemon: its record says Stopping or Stopped then, and it is listed as not ready until a call removes it |
+//! | committed | created completely and recorded as such. What is not committed is not listed, and is undone by the next start of the daemon. Except a pod whose undoing has failed, or was itself cut off by the end of a daemon: its record says Stopping or Stopped then, and it is listed as not ready until a call removes it. If it is this daemon's roll-back of an earlier daemon's launch that has failed, the daemon also retries it and removes the pod itself (`Fate::Stuck`) |
 //! | publish | to make the current state of an object visible to List and Status (`pod::publish`) |
 //! | set a record | to say what the next write of a record contains; a job writes it |
 //! | link | the connection to the shim: up, down (the daemon dials), or none |

@@ -122,6 +122,9 @@ impl<'r> Walk<'r> {
             return Err(Errno::LOOP.into());
         }
         let text = readlinkat(link, "", Vec::new())?.into_bytes();
+        if text.is_empty() {
+            return Err(Errno::NOENT.into());
+        }
         for name in text.split(|byte| *byte == b'/').rev().filter(|name| !matches!(*name, b"" | b".")) {
             self.rest.push(OsString::from_vec(name.to_vec()));
         }
