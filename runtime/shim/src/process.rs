@@ -111,9 +111,9 @@ pub(crate) struct Ready {
     filter: Option<Filter>,
 }
 
-/// Applies the plan. Descriptors 0, 1 and 2 are its stdio already. After this it may keep descriptors, but
-/// no more privileges than the container (except CAP_SYS_ADMIN for a filter that is loaded last). Memory that is needed later is allocated here, before a filter can forbid it. `host_proc`: of
-/// [`before_namespaces`].
+/// Applies the plan. Descriptors 0, 1 and 2 are its stdio already. After this it may keep descriptors, but no more
+/// privileges than the container (except CAP_SYS_ADMIN for a filter that is loaded last). Memory that is needed later is
+/// allocated here, before a filter can forbid it. `host_proc`: of [`before_namespaces`].
 ///
 /// # Errors
 /// The failed step, of this kind of error.

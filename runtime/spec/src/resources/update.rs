@@ -7,9 +7,8 @@ use model::{ContainerPhase, ContainerRecord, Resources, Update};
 /// Shares of a new v1 cgroup.
 const DEFAULT_SHARES: i64 = 1024;
 
-/// The resources after an update: what is zero or empty in `update` stays as in `old`. If only the
-/// memory limit is updated, that of memory and swap together becomes 0, "not set": as on create, the kernel then gets the
-/// memory limit for both.
+/// The resources after an update: what is zero or empty in `update` stays as in `old`. If only the memory limit is updated,
+/// that of memory and swap together becomes 0, "not set": as on create, the kernel then gets the memory limit for both.
 ///
 /// # Errors
 /// The updated limit of memory and swap is lower than the memory limit that then applies.
